@@ -1,0 +1,1 @@
+"""Values that every part of Groundglass shares: contract, study, finding, report, errors."""

@@ -1,0 +1,1 @@
+"""From checkpoint to served model: network, training, ONNX, parity, manifest."""
