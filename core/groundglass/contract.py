@@ -29,6 +29,9 @@ POSITIVE_RUN: Final = 15
 MAX_BATCH: Final = 64
 """Rows that a single request to ``ct_scan`` may carry."""
 
+MAX_SCAN_SLICES: Final = 65_536
+"""Slices that a scan may have, and rows that ``scan_aggregator`` takes at once: a whole scan folds in one request."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:

@@ -12,6 +12,7 @@
     |-- ServerError             the inference server
     |   |-- ServerUnreachable   no answer within the deadline
     |   |-- ServerRefused       it answered, and said no
+    |   |-- DeadlinePassed      the caller's own time limit is over
     |   `-- ServeFailed         the embedded server did not start
     |-- ModelError              a checkpoint, an export or a repository
     |   |-- CheckpointError
@@ -65,6 +66,10 @@ class ServerUnreachable(ServerError):
 
 class ServerRefused(ServerError):
     """The server answered, and refused the request."""
+
+
+class DeadlinePassed(ServerError):
+    """The time limit that the caller set is over."""
 
 
 class ServeFailed(ServerError):

@@ -17,7 +17,8 @@ class ScanFinding:
     """What is known of a scan from the slices seen so far.
 
     ``longest_run`` is the largest number of consecutive positive slices; ``complete`` is true once all ``slice_count``
-    slices were seen; ``positive`` is ``longest_run >= positive_run`` and can only turn from false to true as slices arrive.
+    slices were seen; ``positive`` is ``longest_run >= positive_run`` and can only turn from false to true as slices
+    arrive.
     """
 
     slice_count: int
@@ -31,10 +32,20 @@ class ScanFinding:
         return self.slices_seen == self.slice_count
 
 
+def longest_run_span(positives: NDArray[np.bool_]) -> tuple[int, int]:
+    """Start and end (exclusive) of the longest stretch of True in bool (n,), the first of equals; (0, 0) if none."""
+    edges = np.flatnonzero(np.diff(positives, prepend=False, append=False))  # starts and ends take turns
+    starts, ends = edges[::2], edges[1::2]
+    if not len(starts):
+        return 0, 0
+    longest = int(np.argmax(ends - starts))
+    return int(starts[longest]), int(ends[longest])
+
+
 def longest_run(positives: NDArray[np.bool_]) -> int:
     """Length of the longest stretch of True in a bool array (n,)."""
-    edges = np.flatnonzero(np.diff(positives, prepend=False, append=False))  # starts and ends take turns
-    return int((edges[1::2] - edges[::2]).max(initial=0))
+    start, end = longest_run_span(positives)
+    return end - start
 
 
 @dataclass(slots=True)
@@ -57,8 +68,8 @@ class ScanRows:
                 raise AggregationError(f"slice index {index} given for a scan of {slice_count} slices, counted from 0")
             if self.verdicts.get(index, positive) != positive:
                 raise AggregationError(
-                    f"slice {index} was {_word(not positive)} and is now {_word(positive)}: two model versions answered; "
-                    "send the study again under a new key"
+                    f"slice {index} was {_word(not positive)} and is now {_word(positive)}: two model versions "
+                    "answered; send the study again under a new key"
                 )
 
     def add(self, rows: Mapping[int, bool]) -> None:

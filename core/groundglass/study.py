@@ -55,8 +55,8 @@ class Series:
     pixel_spacing_mm: tuple[float, float] | None
     spacing_mm: float | None
     tilt_degrees: float | None
-    """``pixel_spacing_mm`` is (row spacing, column spacing); ``spacing_mm`` the median distance between slices along the
-    slice normal; ``tilt_degrees`` the angle between that normal and the patient's long axis."""
+    """``pixel_spacing_mm`` is (row spacing, column spacing); ``spacing_mm`` the median distance between slices along
+    the slice normal; ``tilt_degrees`` the angle between that normal and the patient's long axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ class Study:
 
     ``slices`` run head to feet and carry their index. ``duplicates`` are second files for a position already taken.
     ``refused`` are files that could not be used (only with ``skip_bad``: without it the first one is raised).
-    ``other_series`` were readable, and not chosen. ``ignored`` are files that are no part of any CT series by their nature
-    (a DICOMDIR, a text file, a structured report).
+    ``other_series`` were readable, and not chosen. ``ignored`` are files that are no part of any CT series by their
+    nature (a DICOMDIR, a text file, a structured report).
     """
 
     root: Path
