@@ -29,6 +29,9 @@ POSITIVE_RUN: Final = 15
 MAX_BATCH: Final = 64
 """Rows that a single request to ``ct_scan`` may carry."""
 
+PROBE_STUDY: Final = b""
+"""The study key of readiness probes and warm-ups: its rows are folded on their own, and never kept or counted."""
+
 MAX_SCAN_SLICES: Final = 65_536
 """Slices that a scan may have, and rows that ``scan_aggregator`` takes at once: a whole scan folds in one request."""
 
@@ -77,8 +80,10 @@ UNET: Final = ModelSpec("unet", (IMAGE,), (MASK, LESION_PIXELS, SLICE_POSITIVE))
 SCAN_AGGREGATOR: Final = ModelSpec(
     "scan_aggregator",
     (STUDY, SLICE_INDEX, SLICE_COUNT, SLICE_POSITIVE),
-    (LONGEST_RUN, SLICES_SEEN, SCAN_COMPLETE, SCAN_POSITIVE),
+    (SLICE_POSITIVE, LONGEST_RUN, SLICES_SEEN, SCAN_COMPLETE, SCAN_POSITIVE),
 )
+"""It hands ``SLICE_POSITIVE`` on unchanged: a tensor that is both an output of an ensemble and the input of a later step makes
+Triton drop steps when a request asks for some outputs only (``ct_scan``'s config says how)."""
 CT_SCAN: Final = ModelSpec(
     "ct_scan",
     (HU, STUDY, SLICE_INDEX, SLICE_COUNT),
