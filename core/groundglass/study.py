@@ -55,8 +55,10 @@ class Series:
     pixel_spacing_mm: tuple[float, float] | None
     spacing_mm: float | None
     tilt_degrees: float | None
+    spacing_range_mm: tuple[float, float] | None = None
     """``pixel_spacing_mm`` is (row spacing, column spacing); ``spacing_mm`` the median distance between slices along
-    the slice normal; ``tilt_degrees`` the angle between that normal and the patient's long axis."""
+    the slice normal, ``spacing_range_mm`` the least and the largest; ``tilt_degrees`` the angle between that normal and
+    the patient's long axis."""
 
 
 @dataclass(frozen=True, slots=True)
