@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from groundglass.errors import ServerRefused
 from groundglass.finding import ScanFinding
 from groundglass_client.chunk import Chunk
 
-Tensors = Mapping[str, NDArray[np.generic]]
+Tensors = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +102,11 @@ def _masks(answer: Tensors, rows: int) -> NDArray[np.uint8] | None:
     return _checked(answer, contract.MASK, rows).astype(np.uint8, copy=False)
 
 
-def _column(answer: Tensors, spec: TensorSpec, rows: int) -> NDArray[np.generic]:
+def _column(answer: Tensors, spec: TensorSpec, rows: int) -> NDArray[Any]:
     return _checked(answer, spec, rows)[:, 0]
 
 
-def _checked(answer: Tensors, spec: TensorSpec, rows: int) -> NDArray[np.generic]:
+def _checked(answer: Tensors, spec: TensorSpec, rows: int) -> NDArray[Any]:
     tensor = answer.get(spec.name)
     shape = (rows, *spec.dims)
     if tensor is None or tensor.shape != shape:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from concurrent.futures import Future
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from groundglass import contract
 from groundglass.errors import AggregationError, ServerRefused
-from groundglass.finding import ScanRows, gather
+from groundglass.finding import ScanRows
 from groundglass_client.requests import Request, Tensors
 from groundglass_client.transport import ServedScan
 
@@ -45,7 +44,7 @@ class InMemoryTransport:
             future.set_result({spec.name: answer[spec.name] for spec in request.outputs})
         return future
 
-    def _answer(self, request: Request) -> dict[str, NDArray[np.generic]]:
+    def _answer(self, request: Request) -> dict[str, NDArray[Any]]:
         if request.model is contract.SCAN_AGGREGATOR:
             return self._aggregate(request.tensors, request.tensors[contract.SLICE_POSITIVE.name])
         lesions = _lesions(request.tensors[contract.HU.name])
@@ -58,19 +57,20 @@ class InMemoryTransport:
             **self._aggregate(request.tensors, positive),
         }
 
-    def _aggregate(self, tensors: Tensors, positive: NDArray[np.generic]) -> dict[str, NDArray[np.generic]]:
-        names = (contract.STUDY.name, contract.SLICE_COUNT.name, contract.SLICE_INDEX.name)
-        keys, counts, indices = (tensors[name][:, 0].tolist() for name in names)
-        studies: dict[tuple[bytes, int], list[tuple[int, bool]]] = defaultdict(list)
-        for key, count, index, verdict in zip(keys, counts, indices, positive[:, 0].tolist(), strict=True):
-            studies[key, count].append((index, verdict))
-        for (key, count), pairs in studies.items():
-            rows = gather(pairs)
-            scan = self._scans.setdefault(key, ScanRows(count))
-            scan.check(rows, count)
-            scan.add(rows)
+    def _aggregate(self, tensors: Tensors, positive: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+        keys, counts, indices = (
+            tensors[spec.name][:, 0] for spec in (contract.STUDY, contract.SLICE_COUNT, contract.SLICE_INDEX)
+        )
+        for key in set(keys):
+            rows = keys == key
+            scan = self._scans.setdefault(key, ScanRows(int(counts[rows][0])))
+            if (counts[rows] != scan.slice_count).any():
+                raise AggregationError(f"another slice count than {scan.slice_count} given for one scan")
+            scan.check(indices[rows], positive[rows, 0])
+            scan.add(indices[rows], positive[rows, 0])
         findings = [self._scans[key].finding(self._positive_run) for key in keys]
         return {
+            contract.SLICE_POSITIVE.name: positive,
             contract.LONGEST_RUN.name: np.array([[found.longest_run] for found in findings], np.int32),
             contract.SLICES_SEEN.name: np.array([[found.slices_seen] for found in findings], np.int32),
             contract.SCAN_COMPLETE.name: np.array([[found.complete] for found in findings]),
@@ -78,7 +78,7 @@ class InMemoryTransport:
         }
 
 
-def _lesions(hu: NDArray[np.generic]) -> NDArray[np.bool_]:
+def _lesions(hu: NDArray[Any]) -> NDArray[np.bool_]:
     scale = contract.IMAGE_SIDE // hu.shape[1], contract.IMAGE_SIDE // hu.shape[2]
     marked: NDArray[np.bool_] = hu >= MARK_FROM_HU
     return marked.repeat(scale[0], axis=1).repeat(scale[1], axis=2)

@@ -170,8 +170,9 @@ def export_onnx_command(
 ) -> None:
     """Write the preprocess and unet graphs as ONNX FP32, checked against torch, each with its manifest."""
     with _extra("export"):
-        from groundglass_export.onnx_export import export_onnx
-    for model_file in export_onnx(checkpoint, out):
+        from groundglass_export.to_onnx import export_onnx
+    exported = export_onnx(checkpoint, out)
+    for model_file in (exported.preprocess, exported.unet):
         print(model_file)
 
 

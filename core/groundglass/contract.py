@@ -33,7 +33,8 @@ PROBE_STUDY: Final = b""
 """The study key of readiness probes and warm-ups: its rows are folded on their own, and never kept or counted."""
 
 MAX_SCAN_SLICES: Final = 65_536
-"""Slices that a scan may have, and rows that ``scan_aggregator`` takes at once: a whole scan folds in one request."""
+"""Slices that a scan may have: far above any scanner, and a bound on the memory that a wrong slice count can claim.
+``scan_aggregator`` takes as many rows at once, so that a whole scan folds in one request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +69,15 @@ SCAN_POSITIVE: Final = TensorSpec("SCAN_POSITIVE", "BOOL", (1,))
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What one model of the repository takes and gives, in the order that its config lists them."""
+    """What one model of the repository takes and gives, in the order that its config lists them.
+
+    ``max_batch`` is the number of rows that one request may carry.
+    """
 
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    max_batch: int = MAX_BATCH
 
 
 PREPROCESS: Final = ModelSpec("preprocess", (HU,), (IMAGE,))
@@ -81,9 +86,10 @@ SCAN_AGGREGATOR: Final = ModelSpec(
     "scan_aggregator",
     (STUDY, SLICE_INDEX, SLICE_COUNT, SLICE_POSITIVE),
     (SLICE_POSITIVE, LONGEST_RUN, SLICES_SEEN, SCAN_COMPLETE, SCAN_POSITIVE),
+    MAX_SCAN_SLICES,
 )
-"""It hands ``SLICE_POSITIVE`` on unchanged: a tensor that is both an output of an ensemble and the input of a later step makes
-Triton drop steps when a request asks for some outputs only (``ct_scan``'s config says how)."""
+"""It hands ``SLICE_POSITIVE`` on unchanged: a tensor that is both an output of an ensemble and the input of a later
+step makes Triton drop steps when a request asks for some outputs only (``ct_scan``'s config says how)."""
 CT_SCAN: Final = ModelSpec(
     "ct_scan",
     (HU, STUDY, SLICE_INDEX, SLICE_COUNT),

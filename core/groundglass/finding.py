@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from groundglass.contract import POSITIVE_RUN
+from groundglass.contract import MAX_SCAN_SLICES, POSITIVE_RUN
 from groundglass.errors import AggregationError
-
-MAX_SLICES: Final = 100_000
-"""Slices that a scan may have: far above any scanner, and a bound on the memory that a wrong slice count can claim."""
 
 _UNSEEN: Final = 0
 _NEGATIVE: Final = 1
@@ -25,7 +22,8 @@ class ScanFinding:
     """What is known of a scan from the slices seen so far.
 
     ``longest_run`` is the largest number of consecutive positive slices; ``complete`` is true once all ``slice_count``
-    slices were seen; ``positive`` is ``longest_run >= positive_run`` and can only turn from false to true as slices arrive.
+    slices were seen; ``positive`` is ``longest_run >= positive_run`` and can only turn from false to true as slices
+    arrive.
     """
 
     slice_count: int
@@ -39,18 +37,28 @@ class ScanFinding:
         return self.slices_seen == self.slice_count
 
 
+def longest_run_span(positives: NDArray[np.bool_]) -> tuple[int, int]:
+    """Start and end (exclusive) of the longest stretch of True in bool (n,), the first of equals; (0, 0) if none."""
+    edges = np.flatnonzero(np.diff(positives, prepend=False, append=False))  # starts and ends take turns
+    starts, ends = edges[::2], edges[1::2]
+    if not len(starts):
+        return 0, 0
+    longest = int(np.argmax(ends - starts))
+    return int(starts[longest]), int(ends[longest])
+
+
 def longest_run(positives: NDArray[np.bool_]) -> int:
     """Length of the longest stretch of True in a bool array (n,)."""
-    edges = np.flatnonzero(np.diff(positives, prepend=False, append=False))  # starts and ends take turns
-    return int((edges[1::2] - edges[::2]).max(initial=0))
+    start, end = longest_run_span(positives)
+    return end - start
 
 
 @dataclass(slots=True, eq=False)
 class ScanRows:
     """The slice verdicts of one scan, gathered chunk by chunk; a byte a slice.
 
-    It is a set: rows may come in any order and more than once. Rows that contradict what is known, or each other, raise and
-    leave everything as it was. Raises AggregationError for a slice count that no scan has.
+    It is a set: rows may come in any order and more than once. Rows that contradict what is known, or each other, raise
+    and leave everything as it was. Raises AggregationError for a slice count that no scan has.
     """
 
     slice_count: int
@@ -58,11 +66,11 @@ class ScanRows:
     _verdicts: NDArray[np.int8] = field(init=False, repr=False)  # (slice_count,)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.slice_count <= MAX_SLICES:
-            raise AggregationError(f"slice count {self.slice_count}: a scan has 1 to {MAX_SLICES} slices")
+        if not 1 <= self.slice_count <= MAX_SCAN_SLICES:
+            raise AggregationError(f"slice count {self.slice_count}: a scan has 1 to {MAX_SCAN_SLICES} slices")
         self._verdicts = np.full(self.slice_count, _UNSEEN, dtype=np.int8)
 
-    def check(self, indices: NDArray[np.integer], positives: NDArray[np.bool_]) -> None:
+    def check(self, indices: NDArray[np.integer[Any]], positives: NDArray[np.bool_]) -> None:
         """Raise AggregationError if these rows can't be of this scan: ``indices`` (n,) from 0, ``positives`` (n,)."""
         outside = (indices < 0) | (indices >= self.slice_count)
         if outside.any():
@@ -74,14 +82,14 @@ class ScanRows:
         if changed.any():
             first = int(np.flatnonzero(changed)[0])
             raise AggregationError(
-                f"slice {indices[first]} was {_word(not positives[first])} and is now {_word(positives[first])}: two model "
-                "versions answered; send the study again under a new key"
+                f"slice {indices[first]} was {_word(not positives[first])} and is now {_word(positives[first])}: two "
+                "model versions answered; send the study again under a new key"
             )
         both = np.intersect1d(indices[positives], indices[~positives])
         if both.size:
             raise AggregationError(f"slice {both[0]} came twice in one request, positive and negative")
 
-    def add(self, indices: NDArray[np.integer], positives: NDArray[np.bool_]) -> None:
+    def add(self, indices: NDArray[np.integer[Any]], positives: NDArray[np.bool_]) -> None:
         """Take in rows that :meth:`check` accepted."""
         self.slices_seen += len(np.unique(indices[self._verdicts[indices] == _UNSEEN]))
         self._verdicts[indices] = _code(positives)

@@ -107,6 +107,7 @@ def _series(series: Series) -> dict[str, Any]:
         "transfer_syntax": series.transfer_syntax,
         "pixel_spacing_mm": None if series.pixel_spacing_mm is None else list(series.pixel_spacing_mm),
         "spacing_mm": series.spacing_mm,
+        "spacing_range_mm": None if series.spacing_range_mm is None else list(series.spacing_range_mm),
         "tilt_degrees": series.tilt_degrees,
     }
 

@@ -27,7 +27,8 @@ QUICK = SessionSettings(chunk_bytes=4 * SIDE * SIDE * 2, window=3, connect_timeo
 def study_of(slice_count: int) -> Study:
     """A study that exists only by description."""
     slices = tuple(
-        SliceSource(index, Path(f"{index}.dcm"), f"{index}.dcm", 0, SIDE, SIDE, -2.0 * index) for index in range(slice_count)
+        SliceSource(index, Path(f"{index}.dcm"), f"{index}.dcm", 0, SIDE, SIDE, -2.0 * index)
+        for index in range(slice_count)
     )
     series = Series("CT", None, 1, slice_count, SIDE, SIDE, None, (0.7, 0.7), 2.0, 0.0)
     return Study(Path("study"), series, slices)
@@ -155,7 +156,9 @@ def test_skipped_slices_are_counted_and_the_verdict_is_over_the_rest() -> None:
 def test_a_study_of_bad_slices_only_is_refused() -> None:
     """When no slice can be decoded there is no verdict, even with leave to skip."""
     with pytest.raises(NoSeries, match="none of the 3 slices"):
-        analyse(study_of(3), InMemoryTransport(), Decoder([True] * 3, frozenset(range(3))), replace(QUICK, skip_bad=True))
+        analyse(
+            study_of(3), InMemoryTransport(), Decoder([True] * 3, frozenset(range(3))), replace(QUICK, skip_bad=True)
+        )
 
 
 def test_a_server_that_folds_wrongly_is_found_out() -> None:
