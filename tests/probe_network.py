@@ -1,7 +1,7 @@
 """A near-free network that keeps the tensor contract, and whose verdict can be told beforehand.
 
 A pixel is lesion where ``IMAGE >= 0.9``, which is where HU reaches 0; a slice is positive from
-:data:`POSITIVE_PIXELS` lesion pixels on. Built from ``groundglass.contract`` with nothing but onnx, so that tests of the
+A pixel is lesion where ``IMAGE >= 0.9``, that is where HU reaches 0; a slice is positive from
 serving side need no torch.
 """
 
