@@ -111,6 +111,7 @@ class _Scan:
         self._abort = threading.Event()
         self._in_flight: set[Future[Tensors]] = set()
         self._bad: dict[int, Refusal] = {}
+        self._answered = self._warned = False
         self._lock = threading.Lock()
 
     def described(self) -> ServedScan:
@@ -127,6 +128,7 @@ class _Scan:
             for done in as_completed([workers.submit(self._answer, chunk) for chunk in chunks]):
                 if answer := done.result():
                     answers.append(answer)
+                    self._answered = True
                     on_slices(len(answer.indices))
         except BaseException:
             self._cancel()
@@ -180,7 +182,7 @@ class _Scan:
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=3.0),
             stop=tenacity.stop_any(_StopAfterOutage(patience_s), tenacity.stop_when_event_set(self._abort)),
             sleep=tenacity.sleep_using_event(self._abort),
-            before_sleep=_log_retry,
+            before_sleep=self._tell,
             reraise=True,
         )
         return retrying(lambda: ask(self._timeout_s()))
@@ -199,6 +201,12 @@ class _Scan:
             return read_scan_answer(chunk, slice_count, self._wait(self._transport.send(request, timeout_s)))
 
         return self.retried(ask, self._settings.recovery_s)
+
+    def _tell(self, state: tenacity.RetryCallState) -> None:
+        """Warn once when a study is interrupted; what follows, and the wait for a first contact, is for the curious."""
+        level = logging.WARNING if self._answered and not self._warned else logging.INFO
+        self._warned |= self._answered
+        log.log(level, "no answer, trying again: %s", state.outcome and state.outcome.exception())
 
     def _on_bad(self, source: SliceSource, error: StudyError) -> None:
         if not self._settings.skip_bad:
@@ -268,11 +276,6 @@ class _StopAfterOutage(tenacity.stop.stop_base):
         if self._first_failure_s is None:
             self._first_failure_s = now_s
         return now_s - self._first_failure_s >= self._patience_s
-
-
-def _log_retry(state: tenacity.RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    log.warning("attempt %d failed, trying again: %s", state.attempt_number, error)
 
 
 @dataclass(frozen=True, slots=True)
