@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,9 +12,6 @@ import pytest
 
 from groundglass_ensemble.embedded import EmbeddedTriton, ServeSettings
 from groundglass_ensemble.keeper import SHARED_MEMORY
-
-sys.path.insert(0, str(Path(__file__).parent))  # for probe_network: tests are no package
-
 from probe_network import build_repository
 
 PROJECT = Path(__file__).parents[1]

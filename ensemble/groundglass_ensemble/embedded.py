@@ -21,6 +21,7 @@ from groundglass_ensemble.wheel import assemble_backends, find_wheel, server_env
 
 _POLL_S = 0.05
 _PORT_ATTEMPTS = 5
+_KEEPER_GRACE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,23 +124,28 @@ class EmbeddedTriton:
 
     def stop(self) -> None:
         """Stop the server, its stages and their shared memory. Does nothing when it is not running."""
-        if self._keeper is None:
-            return
+        if self._keeper is not None:
+            self._end(self._keeper)
+        self._keeper = None
+        self.pid = 0
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def _end(self, kept: subprocess.Popen[str]) -> None:
+        """Have the keeper end the server; do its work when it does not answer, was killed, or Ctrl-C came again."""
         try:
-            self._keeper.stdin.close()  # type: ignore[union-attr]  # a pipe: the keeper's sign to stop the server
-            self._keeper.wait(self.settings.stop_grace_s + 5)
-        finally:  # a second Ctrl-C, or a keeper that was killed
-            self._keeper.kill()
-            self._keeper.wait()
-            self._keeper.stdout.close()  # type: ignore[union-attr]
+            kept.stdin.close()  # type: ignore[union-attr]  # the sign to stop the server
+            kept.wait(self.settings.stop_grace_s + _KEEPER_GRACE_S)
+        except subprocess.TimeoutExpired:
+            pass  # what follows ends it by force
+        finally:
+            kept.kill()
+            kept.wait()
+            kept.stdout.close()  # type: ignore[union-attr]
             if self.pid:
                 keeper.kill_group(self.pid)
             keeper.remove_shared_memory(self.shm_prefix)
-            self._keeper = None
-            self.pid = 0
-            if self._folder is not None:
-                self._folder.cleanup()
-                self._folder = None
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """Wait for the server to end by itself. Returns its exit code, or None after ``timeout_s`` seconds."""

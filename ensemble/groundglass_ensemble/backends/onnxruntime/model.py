@@ -220,9 +220,7 @@ def _check(session: Any, config: Config) -> None:
         for tensor in config[kind]:
             node = known.get(tensor["name"])
             if node is None:
-                raise RuntimeError(
-                    f"the configuration's {kind} '{tensor['name']}' is not in the model: it has {sorted(known)}"
-                )
+                raise RuntimeError(f"configured {kind} '{tensor['name']}' is not in the model: it has {sorted(known)}")
             if _ONNX_TYPES.get(tensor["data_type"]) != node.type:
                 raise RuntimeError(
                     f"{kind} '{node.name}' is {tensor['data_type']} in the configuration, {node.type} in the model"
