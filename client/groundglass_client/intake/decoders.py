@@ -52,8 +52,10 @@ PLUGINS: Final = MappingProxyType(
 """pydicom's name of the plugin that decodes a transfer syntax."""
 
 
-def decoder_refusal(syntax: UID) -> str | None:
-    """Why ``syntax`` can't be decoded, in words for a person; None if it can."""
+def decoder_refusal(syntax: UID, bits_stored: int | None) -> str | None:
+    """Why pixels in ``syntax`` can't be decoded, in words for a person; None if they can."""
+    if syntax == JPEGExtended12Bit and bits_stored != 8:
+        return f"its pixels are in the transfer syntax {syntax.name} ({syntax}), which is read with 8 bits only"
     if syntax in NATIVE or syntax in PLUGINS:
         return None
     name = "an unknown transfer syntax" if syntax.name == syntax else f"the transfer syntax {syntax.name}"

@@ -106,7 +106,7 @@ def _frames(stream: BinaryIO, file: FoundFile) -> Iterator[Frame]:
         yield _frame(file, 0, image, header.syntax, None)
         return
     _require_grey(image, file)
-    refusal = decoder_refusal(header.syntax)
+    refusal = decoder_refusal(header.syntax, image.integer("BitsStored"))
     if refusal:
         raise UnreadableFile(f"{file.name}: {refusal}")
     count = _frame_count(image, file)
@@ -133,9 +133,9 @@ def _require_grey(image: Attributes, file: FoundFile) -> None:
     if rows is None and columns is None and not photometric:
         raise NotACtSlice(f"{file.name}: holds no image")
     if not rows or not columns or not 0 < rows * columns <= MAX_PIXELS_PER_SLICE:
-        raise UnreadableFile(f"{file.name}: claims {rows} rows and {columns} columns; up to 4096 x 4096 are read")
+        raise UnreadableFile(f"{file.name}: claims {rows} rows and {columns} columns; 1 to 4096 of each are read")
     if photometric not in _GREY or (image.integer("SamplesPerPixel") or 1) != 1:
-        raise NotACtSlice(f"{file.name}: is a colour image ({photometric or 'no photometric interpretation'}), not HU")
+        raise NotACtSlice(f"{file.name}: is no grey image (photometric interpretation {photometric[:16]!r}), so not HU")
     allocated, stored = image.integer("BitsAllocated"), image.integer("BitsStored")
     high_bit, signed = _high_bit(image), image.integer("PixelRepresentation")
     if allocated not in _BITS_ALLOCATED or not 0 < (stored or 0) <= high_bit + 1 <= allocated or signed not in (0, 1):

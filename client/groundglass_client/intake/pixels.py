@@ -37,7 +37,7 @@ def decode_hu(source: SliceSource) -> NDArray[np.int16]:
         return rescale(stored, source.pixels.slope, source.pixels.intercept_hu, source.pixels.padding)
     # Every decoder has its own errors, and a damaged codestream may raise any of them.
     except Exception as error:
-        raise UnreadableFile(f"{_place(source)}: its pixels can't be decoded ({_first_line(error)})") from error
+        raise UnreadableFile(f"{_place(source)}: its pixels can't be decoded ({_last_line(error)})") from error
 
 
 def _stored_values(source: DicomSlice) -> NDArray[Any]:
@@ -90,6 +90,7 @@ def _place(source: SliceSource) -> str:
     return f"{source.file}, frame {source.frame + 1}" if source.frame else source.file
 
 
-def _first_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
+    """What the decoder said: pydicom puts a heading of its own above it."""
     lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return lines[-1].strip()[:200] if lines else type(error).__name__

@@ -33,7 +33,7 @@ SYNTAXES: Final = MappingProxyType(
 """The transfer syntaxes that a phantom can be written in, all of them lossless, by the name that a person types."""
 
 CHEST_MM: Final = 300.0
-"""Length of the chest, from above the lungs' apices to their bases. It is sampled by as many slices as are asked for."""
+"""Length of the chest, from above the lungs' apices to their bases. All slices together sample it."""
 
 MAX_SLICES: Final = 20_000
 _SIDES: Final = range(64, 2049)

@@ -1,7 +1,7 @@
 """Soft-edged shapes on a slice's grid, in millimetres.
 
-A shape is a field: its approximate signed distance from the border in mm, positive inside, float32 (rows, columns). Unions
-and intersections are maxima and minima; a soft edge stands for the partial volume of a real slice.
+A shape is a field: its approximate signed distance from the border in mm, positive inside, float32 (rows, columns).
+Unions and intersections are maxima and minima; a soft edge stands for the partial volume of a real slice.
 """
 
 from __future__ import annotations
@@ -50,6 +50,30 @@ def oval(grid: Grid, centre_mm: tuple[float, float], radii_mm: tuple[float, floa
     return inside
 
 
+def paint_oval(
+    image: Field,
+    grid: Grid,
+    oval_mm: tuple[float, float, float, float],
+    hu: float | Field,
+    *,
+    edge_mm: float = 1.5,
+    power: float = 2.0,
+    strength: float = 1.0,
+) -> None:
+    """Blend an ellipse (middle x, y, radii a, b in mm) into ``image``, in place, touching only the pixels around it."""
+    x, y, a, b = oval_mm
+    rows, columns = _reach(grid.y.ravel(), y, b + edge_mm), _reach(grid.x.ravel(), x, a + edge_mm)
+    window = Grid(grid.x[:, columns], grid.y[rows], grid.pixel_mm)
+    coverage = cover(oval(window, (x, y), (a, b), power), edge_mm) * np.float32(strength)
+    paint(image[rows, columns], coverage, hu[rows, columns] if isinstance(hu, np.ndarray) else hu)
+
+
+def _reach(axis_mm: Field, middle_mm: float, reach_mm: float) -> slice:
+    """The part of an axis within reach of a middle."""
+    first, end = np.searchsorted(axis_mm, (middle_mm - reach_mm, middle_mm + reach_mm))
+    return slice(int(first), int(end))
+
+
 def cover(distance: Field, edge_mm: float) -> Field:
     """How much of each pixel a shape covers, 0 to 1, with an edge of that width."""
     return np.clip(distance * np.float32(1 / edge_mm) + np.float32(0.5), 0, 1)
@@ -78,7 +102,8 @@ def grain(rng: np.random.Generator, shape: tuple[int, int], size_px: float, *, h
     gain = np.exp(-0.5 * (2 * np.pi * frequency * size_px / 2) ** 2) * (frequency if hollow else 1)
     gain[0, 0] = 0
     texture = np.fft.irfft2(np.fft.rfft2(rng.standard_normal(shape)) * gain, s=shape)
-    return (texture / texture.std()).astype(np.float32)
+    normalised: Field = (texture / texture.std()).astype(np.float32)
+    return normalised
 
 
 class Drift:

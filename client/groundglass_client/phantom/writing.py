@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import CTImageStorage, JPEGLosslessSV1, generate_uid
+from pydicom.uid import UID, CTImageStorage, JPEGLosslessSV1, generate_uid
 
 from groundglass.errors import SettingError
 from groundglass_client.phantom.chest import STORED_LOWEST_HU, Chest
@@ -27,9 +27,9 @@ _ENCODERS: Final = {"rle": "pylibjpeg", "jpeg-ls": "pyjpegls", "jpeg2000": "pyli
 def write_phantom(settings: PhantomSettings, out: Path, progress: Callable[[int], None] = lambda slices: None) -> Path:
     """Write the phantom as DICOM files into the folder ``out``, and return it.
 
-    The files' names do not follow the anatomy, as is usual in the wild: only the positions in their headers do. The folder
-    is written beside ``out`` and renamed, so it is complete or not there. ``progress`` is called with the number of slices
-    written so far. Raises SettingError if ``out`` holds something, or can't be written.
+    The files' names do not follow the anatomy, as is usual in the wild: only the positions in their headers do. The
+    folder is written beside ``out`` and renamed, so it is complete or not there. ``progress`` is called with the number
+    of slices written so far. Raises SettingError if ``out`` holds something, or can't be written.
     """
     with _complete_folder(out) as folder:
         chest, header = Chest(settings), _header(settings)
@@ -102,7 +102,8 @@ def _uid(settings: PhantomSettings, what: str) -> str:
 
 
 def _describe_slice(header: Dataset, settings: PhantomSettings, index: int) -> None:
-    header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = _uid(settings, f"slice {index}")
+    header.SOPInstanceUID = _uid(settings, f"slice {index}")
+    header.file_meta.MediaStorageSOPInstanceUID = UID(header.SOPInstanceUID)
     header.InstanceNumber = index + 1
     pixel_mm = FIELD_OF_VIEW_MM / max(settings.rows, settings.columns)
     corner = [-round((side - 1) / 2 * pixel_mm, 4) for side in (settings.columns, settings.rows)]
@@ -127,7 +128,7 @@ def _set_pixels(header: Dataset, hu: NDArray[np.int16], settings: PhantomSetting
 
 def _lossless_jpeg(stored: NDArray[np.uint16]) -> bytes:
     """A slice, uint16 (rows, columns), as a lossless JPEG codestream. pydicom has no encoder for it, GDCM has."""
-    import gdcm  # no type information, and slow to import: only this syntax needs it
+    import gdcm  # type: ignore[import-untyped]  # no type information, and slow to import: only this syntax needs it
 
     rows, columns = stored.shape
     element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
