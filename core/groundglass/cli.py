@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -170,10 +170,41 @@ def export_onnx_command(
 ) -> None:
     """Write the preprocess and unet graphs as ONNX FP32, checked against torch, each with its manifest."""
     with _extra("export"):
-        from groundglass_export.to_onnx import export_onnx
-    exported = export_onnx(checkpoint, out)
-    for model_file in (exported.preprocess, exported.unet):
+        from groundglass_export.onnx_export import export_onnx
+    for model_file in export_onnx(checkpoint, out):
         print(model_file)
+
+
+@app.command(
+    epilog="Example: groundglass train --recipe export/recipes/reference.toml --data data/ --minutes 90 --out runs/1"
+)
+def train(
+    recipe: Annotated[Path, typer.Option(help="TOML file that names the data, the stages and the rates.")],
+    data: Annotated[Path, typer.Option(envvar="GROUNDGLASS_DATA", help="Folder that the recipe's paths start from.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for checkpoints and metrics; an interrupted training there continues.")
+    ],
+    minutes: Annotated[float, typer.Option(min=0.0, help="Length of the training.")],
+    imagenet: Annotated[
+        Path | None, typer.Option(help="Keras Xception weights as .npz for the encoder; random without it.")
+    ] = None,
+) -> None:
+    """Train the network; print the path of the best checkpoint."""
+    with _extra("train"):
+        from groundglass_export.training.loop import Budget
+        from groundglass_export.training.loop import train as train_network
+        from groundglass_export.training.recipe import read_recipe
+    with _progress("training, %", 100) as advance:
+        shown = 0
+
+        def report(line: Mapping[str, float]) -> None:
+            nonlocal shown
+            percent = max(shown, int(100 * line.get("share", 0.0)))
+            advance(percent - shown)
+            shown = percent
+
+        best = train_network(read_recipe(recipe), data, out, Budget(minutes=minutes), imagenet, report)
+    print(best)
 
 
 @contextmanager

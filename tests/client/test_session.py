@@ -68,7 +68,7 @@ class Failing(InMemoryTransport):
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(1, 9))
 def test_the_report_holds_the_fold_of_the_slice_verdicts(positives: list[bool], window: int) -> None:
-    """Any scan, in any chunking and window, gives each slice's verdict at its place and the fold's verdict of the scan."""
+    """Any scan, in any window, gives each slice's verdict at its place and the fold's verdict of the scan."""
     analysis = analyse(study_of(len(positives)), InMemoryTransport(), Decoder(positives), replace(QUICK, window=window))
     report, expected = analysis.report, fold(enumerate(positives), len(positives))
     assert [result.positive for result in report.slices] == positives

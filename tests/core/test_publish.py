@@ -11,9 +11,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     """An error while writing keeps the old content and removes the half-written file."""
     path = tmp_path / "report.json"
     path.write_text("old")
-    with pytest.raises(OSError, match="disk is full"), published(path) as beside:
-        beside.write_text("half")
-        raise OSError("disk is full")
+
+    def write_half() -> None:
+        with published(path) as beside:
+            beside.write_text("half")
+            raise OSError("disk is full")
+
+    with pytest.raises(OSError, match="disk is full"):
+        write_half()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -1,4 +1,4 @@
-"""The command line as its users meet it: results on stdout, one clear line on stderr when it fails, nothing left behind."""
+"""The command line as its users meet it: results on stdout, one clear line when it fails, nothing left behind."""
 
 import json
 import signal
@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from groundglass_ensemble.embedded import EmbeddedTriton
+from groundglass_ensemble.keeper import SHARED_MEMORY
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "report.schema.json").read_text())
 PNG_SIGNATURE = b"\x89PNG"
@@ -142,7 +143,7 @@ def test_serve_stops_in_order_and_leaves_nothing(probe_repository: Path, number:
     """Ctrl-C and a plain kill end `serve` with no process and no shared memory left."""
     command = [sys.executable, "-m", "groundglass", "serve", "--repository", str(probe_repository)]
     ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
-    before = set(Path("/dev/shm").iterdir())
+    before = set(SHARED_MEMORY.iterdir())
     process = subprocess.Popen([*command, *ports], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("ready: gRPC 127.0.0.1:")
@@ -155,4 +156,4 @@ def test_serve_stops_in_order_and_leaves_nothing(probe_repository: Path, number:
     while any(child.is_running() for child in family) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not [child for child in family if child.is_running()]
-    assert set(Path("/dev/shm").iterdir()) <= before
+    assert set(SHARED_MEMORY.iterdir()) <= before

@@ -1,4 +1,4 @@
-"""Whole studies through a real Triton that serves the probe network: right verdicts, in bounded memory, whatever happens."""
+"""Whole studies through a real Triton with the probe network: right verdicts, in bounded memory, whatever happens."""
 
 import json
 import os
@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import probe_network
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import probe_network
 from groundglass.errors import ServerRefused, ServerUnreachable
 from groundglass.finding import fold
 from groundglass.study import Series, SliceSource, Study
