@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import subprocess
 import sys
@@ -147,14 +148,15 @@ class EmbeddedTriton:
                 keeper.kill_group(self.pid)
             keeper.remove_shared_memory(self.shm_prefix)
 
-    def wait(self, timeout_s: float | None = None) -> int | None:
+    def wait(self, timeout_s: float = math.inf) -> int | None:
         """Wait for the server to end by itself. Returns its exit code, or None after ``timeout_s`` seconds."""
         if self._keeper is None:
             raise ServeFailed("the server is not running")
-        try:
-            return self._keeper.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return None
+        deadline = time.monotonic() + timeout_s
+        # In short waits: a Ctrl-C that arrives just before a blocking call would stay unheard for as long as that lasts.
+        while self._keeper.poll() is None and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return self._keeper.poll()
 
     def failure(self) -> str:
         """Why the server failed, from its log: a line for a person."""

@@ -98,13 +98,13 @@ def test_an_exception_in_the_block_stops_the_server(probe_repository: Path) -> N
 
 
 STARTER = """
-import signal, sys, time
+import signal, sys
 from pathlib import Path
 from groundglass_ensemble.embedded import EmbeddedTriton, ServeSettings
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 with EmbeddedTriton(ServeSettings(Path(sys.argv[1]))) as server:
     print(server.pid, server.shm_prefix, flush=True)
-    time.sleep(60)
+    server.wait()
 """
 
 
