@@ -153,7 +153,7 @@ class EmbeddedTriton:
         if self._keeper is None:
             raise ServeFailed("the server is not running")
         deadline = time.monotonic() + timeout_s
-        # In short waits: a Ctrl-C that arrives just before a blocking call would stay unheard for as long as that lasts.
+        # In short waits: a Ctrl-C that arrives just before a blocking call stays unheard for as long as that lasts.
         while self._keeper.poll() is None and time.monotonic() < deadline:
             time.sleep(_POLL_S)
         return self._keeper.poll()
