@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
-from groundglass.errors import GroundglassError, MissingExtra, SettingError
+from groundglass.errors import GroundglassError, MissingExtra, ServeFailed, SettingError
 
 if TYPE_CHECKING:
     from groundglass.report import ScanReport
     from groundglass_client.session import ScanAnalysis
 
 DEFAULT_REPOSITORY: Final = Path("model_repository")
+EMBEDDED_CONFIG: Final = "cpu"
 INTERRUPTED: Final = 130
 
 app = typer.Typer(
@@ -126,9 +127,12 @@ def serve(
 ) -> None:
     """Serve the model repository with the Triton server of the nvidia-pytriton wheel, until interrupted."""
     from groundglass_ensemble.embedded import EmbeddedTriton, ServeSettings
+    from groundglass_ensemble.repository import check_repository
 
+    check_repository(repository, EMBEDDED_CONFIG)
     settings = ServeSettings(
         repository=repository,
+        config_name=EMBEDDED_CONFIG,
         host=host,
         grpc_port=grpc_port,
         http_port=http_port,
@@ -139,6 +143,7 @@ def serve(
         print(f"ready: gRPC {triton.grpc_address}, HTTP {triton.http_address}, metrics {triton.metrics_address}")
         print(f"log: {triton.log_file}", flush=True)
         triton.wait()
+        raise ServeFailed(f"the Triton server ended by itself: {triton.failure()}")
 
 
 @app.command(epilog="Example: groundglass phantom --slices 60 --lesion 20:40 --out phantom/")
@@ -214,8 +219,10 @@ def _address(server: str | None, repository: Path) -> Iterator[str]:
         yield server
         return
     from groundglass_ensemble.embedded import EmbeddedTriton, ServeSettings
+    from groundglass_ensemble.repository import check_repository
 
-    with EmbeddedTriton(ServeSettings(repository=repository)) as triton:
+    check_repository(repository, EMBEDDED_CONFIG)
+    with EmbeddedTriton(ServeSettings(repository=repository, config_name=EMBEDDED_CONFIG)) as triton:
         yield triton.grpc_address
 
 

@@ -1,6 +1,7 @@
 """The command line as its users meet it: results on stdout, one clear line when it fails, nothing left behind."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,3 +158,26 @@ def test_serve_stops_in_order_and_leaves_nothing(probe_repository: Path, number:
         time.sleep(0.1)
     assert not [child for child in family if child.is_running()]
     assert set(SHARED_MEMORY.iterdir()) <= before
+
+
+@pytest.mark.triton
+def test_serve_tells_why_the_server_ended_by_itself(probe_repository: Path) -> None:
+    """kill -9 of the server ends `serve` with exit code 1 and one clear line."""
+    command = [sys.executable, "-m", "groundglass", "serve", "--repository", str(probe_repository)]
+    ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+    process = subprocess.Popen([*command, *ports], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("ready: ")
+    family = psutil.Process(process.pid).children(recursive=True)
+    next(child for child in family if child.name() == "tritonserver").kill()
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert errors.startswith("groundglass: the Triton server ended by itself")
+
+
+def test_a_repository_without_its_network_is_refused(phantom: Path, probe_repository: Path, tmp_path: Path) -> None:
+    """A repository that lacks a model file is refused before a server is booted, and the model is named."""
+    broken = tmp_path / "repository"
+    shutil.copytree(probe_repository, broken)
+    (broken / "unet" / "1" / "model.onnx").unlink()
+    assert_one_clear_line(groundglass("analyze", phantom, "--repository", broken), "unet", "model.onnx")
