@@ -14,6 +14,7 @@ import numpy as np
 
 from groundglass.errors import GeometryError
 from groundglass.study import Gap
+from groundglass_client.intake.pictures import natural_key
 from groundglass_client.intake.slices import Frame, Vector
 
 GAP_FACTOR: Final = 1.5
@@ -98,8 +99,10 @@ def place(frames: Sequence[Frame]) -> list[Placed]:
 
     They are sorted by their position along the slice normal. Files without a position are sorted by their slice
     location, which rises to the head as the position does; without that by their instance number, as scanners count
-    from the head. Raises GeometryError if none of the three orders them.
+    from the head. Raises GeometryError if none of the three orders them. Pictures follow their names.
     """
+    if frames[0].pixels is None:
+        return [Placed(frame, None) for frame in sorted(frames, key=lambda frame: natural_key(frame.file.name))]
     positions = _positions_mm(frames)
     if positions is None:
         return [Placed(frame, None) for frame in sorted(frames, key=_file_order)]

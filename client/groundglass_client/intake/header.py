@@ -23,6 +23,7 @@ from groundglass.errors import NotACtSlice, StudyError, UnreadableFile
 from groundglass_client.intake.attributes import Attributes, Header, read_header
 from groundglass_client.intake.decoders import decoder_refusal
 from groundglass_client.intake.extents import ExtentError, Span, encapsulated_spans, find_pixel_element, native_spans
+from groundglass_client.intake.geometry import slice_normal
 from groundglass_client.intake.quiet import quiet
 from groundglass_client.intake.slices import MAX_PIXELS_PER_SLICE, FoundFile, Frame, StoredPixels, Vector
 
@@ -81,7 +82,8 @@ def read_frames(file: FoundFile) -> tuple[Frame, ...]:
     """The slices that a DICOM file holds: one, or one per frame of a multi-frame object.
 
     A localizer, which is a CT image but no slice through the body, comes back as one frame that says so. Raises
-    UnreadableFile if the file is broken or can't be decoded here, NotACtSlice if it is sound and holds no CT slice.
+    UnreadableFile if the file is broken or can't be decoded here, GeometryError if its orientation is none,
+    NotACtSlice if it is sound and holds no CT slice.
     """
     try:
         with quiet(), file.path.open("rb") as stream:
@@ -106,7 +108,7 @@ def _frames(stream: BinaryIO, file: FoundFile) -> Iterator[Frame]:
         yield _frame(file, 0, image, header.syntax, None)
         return
     _require_grey(image, file)
-    refusal = decoder_refusal(header.syntax, image.integer("BitsStored"))
+    refusal = decoder_refusal(header.syntax)
     if refusal:
         raise UnreadableFile(f"{file.name}: {refusal}")
     count = _frame_count(image, file)
@@ -242,7 +244,7 @@ def _frame(file: FoundFile, index: int, attributes: Attributes, syntax: UID, pix
     spacing = attributes.numbers("PixelSpacing", 2)
     directions = attributes.numbers("ImageOrientationPatient", 6)
     position = attributes.numbers("ImagePositionPatient", 3)
-    return Frame(
+    frame = Frame(
         file=file,
         frame=index,
         modality=attributes.text("Modality").upper() or "CT",
@@ -260,3 +262,5 @@ def _frame(file: FoundFile, index: int, attributes: Attributes, syntax: UID, pix
         localizer=pixels is None,
         pixels=pixels,
     )
+    slice_normal(frame)  # raises for a broken orientation, here where only this file is refused for it
+    return frame

@@ -62,7 +62,7 @@ class _Intake:
                 if self._single:
                     raise
                 self._ignored.append(_refusal(file, error))
-            except UnreadableFile as error:
+            except (UnreadableFile, GeometryError) as error:
                 self._refuse(file, error)
         self._read_pictures()
 

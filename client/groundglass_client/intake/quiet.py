@@ -1,12 +1,17 @@
-"""Keeps the warnings of pydicom and Pillow inside intake: what they tell is harmless, or becomes an error of ours."""
+"""Keeps warnings and logs of pydicom and Pillow inside intake: what they tell is harmless, or becomes our error."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Final
+
+_LOGGERS: Final = ("pydicom", "openjpeg")
+"""They log what they then raise, with a traceback and with values of the file."""
 
 
 @dataclass(slots=True)
@@ -31,6 +36,7 @@ class _WarningGate:
                 # Not narrowed to a module: the libraries attribute their warnings to their callers.
                 for category in (UserWarning, RuntimeWarning):
                     warnings.simplefilter("ignore", category)
+                _let_logs_out(False)
 
     def leave(self) -> None:
         with self.lock:
@@ -38,6 +44,12 @@ class _WarningGate:
             if self.inside == 0 and self.saved is not None:
                 self.saved.__exit__(None, None, None)
                 self.saved = None
+                _let_logs_out(True)
+
+
+def _let_logs_out(wanted: bool) -> None:
+    for name in _LOGGERS:
+        logging.getLogger(name).propagate = wanted
 
 
 _GATE = _WarningGate()  # the one global of intake, because the list of warning filters is one too
@@ -45,7 +57,7 @@ _GATE = _WarningGate()  # the one global of intake, because the list of warning 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """While inside, no warning about a file leaves pydicom or Pillow. Any number of threads may be inside at once."""
+    """While inside, pydicom and Pillow neither warn nor log. Any number of threads may be inside at once."""
     _GATE.enter()
     try:
         yield

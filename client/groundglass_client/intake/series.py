@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from groundglass.errors import GeometryError, NoSeries
+from groundglass.errors import NoSeries
 from groundglass.study import Series
 from groundglass_client.intake.geometry import slice_normal, tilt_degrees
 from groundglass_client.intake.pictures import natural_key
@@ -81,14 +81,7 @@ def group(frames: Iterable[Frame]) -> list[FrameSeries]:
 
 def _rank(series: FrameSeries) -> tuple[object, ...]:
     number = math.inf if series.first.series_number is None else series.first.series_number
-    return _oblique(series), -len(series.frames), number, natural_key(series.first.series_uid or "")
-
-
-def _oblique(series: FrameSeries) -> bool:
-    try:
-        return not series.axial
-    except GeometryError:  # a broken orientation: reported if this series is chosen
-        return True
+    return not series.axial, -len(series.frames), number, natural_key(series.first.series_uid or "")
 
 
 def choose(candidates: Sequence[FrameSeries], wanted: str | None, place: str) -> FrameSeries:

@@ -80,7 +80,7 @@ class Chest:
         """Slice ``index``, head to feet: int16 (rows, columns), -1024 to 3071 HU."""
         level = self._level(index)
         image = self._body(level)
-        paint(image, level.lungs, LUNG_HU + np.float32(0.35) * self._grid.y + 14 * level.parenchyma)
+        paint(image, level.lungs, LUNG_HU + np.float32(0.2) * self._grid.y + 6 * level.parenchyma)
         lesion = self._lesion_coverage(index, level)
         if lesion is not None:
             paint(image, lesion, GROUND_GLASS_HU + 45 * level.parenchyma)

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Final
 
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -127,24 +128,6 @@ def _set_pixels(header: Dataset, hu: NDArray[np.int16], settings: PhantomSetting
 
 
 def _lossless_jpeg(stored: NDArray[np.uint16]) -> bytes:
-    """A slice, uint16 (rows, columns), as a lossless JPEG codestream. pydicom has no encoder for it, GDCM has."""
-    import gdcm  # type: ignore[import-untyped]  # no type information, and slow to import: only this syntax needs it
-
-    rows, columns = stored.shape
-    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
-    element.SetByteStringValue(stored.tobytes())
-    image = gdcm.Image()
-    image.SetNumberOfDimensions(2)
-    image.SetDimensions((columns, rows, 1))
-    image.SetPixelFormat(gdcm.PixelFormat(1, 16, _BITS_STORED, _BITS_STORED - 1, 0))
-    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
-    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.ExplicitVRLittleEndian))
-    image.SetDataElement(element)
-    change = gdcm.ImageChangeTransferSyntax()
-    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
-    change.SetInput(image)
-    if not change.Change():
-        raise SettingError("GDCM could not encode a slice as lossless JPEG; choose another syntax")
-    fragment = change.GetOutput().GetDataElement().GetSequenceOfFragments().GetFragment(0)
-    encoded: bytes = fragment.GetByteValue().GetBuffer().encode("utf-8", "surrogateescape")
-    return encoded
+    """A slice, uint16 (rows, columns), as a lossless JPEG codestream of selection value 1."""
+    encoded = imagecodecs.jpeg8_encode(stored, lossless=True, predictor=1, bitspersample=_BITS_STORED)
+    return bytes(encoded)

@@ -44,7 +44,7 @@ def set_values(slice_: Dataset, values: NDArray[Any]) -> None:
 
 
 def enhanced_ct(positions_mm: list[float], intercepts_hu: list[float]) -> Dataset:
-    """An Enhanced CT of 16x16 pixels whose frames lie at those heights; frame i holds the value i and its own rescale."""
+    """An Enhanced CT of 16x16 pixels, its frames at those heights; frame i holds the value i and its own rescale."""
     image = ct_slice()
     image.SOPClassUID = EnhancedCTImageStorage
     described_by_frame = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")

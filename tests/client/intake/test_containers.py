@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from ct_files import ct_slice, save
 from PIL import Image
-from pydicom.fileset import FileSet
+from pydicom import config
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from groundglass.contract import LUNG_WINDOW_CENTRE_HU, LUNG_WINDOW_WIDTH_HU
 from groundglass.errors import GeometryError, UnreadableFile
@@ -23,6 +25,26 @@ def make_zip(folder: Path, target: Path) -> Path:
         for path in sorted(folder.rglob("*.dcm")):
             archive.write(path, path.relative_to(folder).as_posix())
     return target
+
+
+def dicomdir(names: list[list[str]]) -> Dataset:
+    """A DICOMDIR that lists those files, each a list of the parts of its path."""
+    index = Dataset()
+    index.file_meta = FileMetaDataset()
+    index.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    index.SOPClassUID = MediaStorageDirectoryStorage
+    index.DirectoryRecordSequence = [Dataset() for _ in names]
+    for record, name in zip(index.DirectoryRecordSequence, names, strict=True):
+        record.DirectoryRecordType, record.ReferencedFileID = "IMAGE", name
+    return index
+
+
+def test_a_dicomdir_may_not_lead_outside(tmp_path: Path) -> None:
+    """A DICOMDIR that lists a file above its folder is refused."""
+    with config.disable_value_validation():
+        save(dicomdir([["..", "secret"]]), tmp_path / "DICOMDIR")
+    with pytest.raises(UnreadableFile, match="lists a file outside"), open_study(tmp_path):
+        pass
 
 
 def test_a_zip_file_opens_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,11 +93,9 @@ def test_a_damaged_zip_file_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_dicomdir_opens_what_it_lists(tmp_path: Path) -> None:
     """A DICOMDIR and the folder that holds it open the same slices; a listed file that is gone is refused by name."""
-    file_set = FileSet()
     for z_mm in range(3):
-        image = ct_slice(z_mm, InstanceNumber=z_mm + 1, StudyDate="", StudyTime="", StudyID="", AccessionNumber="")
-        file_set.add(save(image, tmp_path / "loose" / f"{z_mm}.dcm"))
-    file_set.write(tmp_path / "medium")
+        save(ct_slice(z_mm), tmp_path / "medium" / "IMAGES" / f"I{z_mm}")
+    save(dicomdir([["IMAGES", f"I{z_mm}"] for z_mm in range(3)]), tmp_path / "medium" / "DICOMDIR")
     with open_study(tmp_path / "medium" / "DICOMDIR") as listed, open_study(tmp_path / "medium") as folder:
         assert [source.position_mm for source in listed.slices] == [2.0, 1.0, 0.0]
         assert [source.file for source in listed.slices] == [source.file for source in folder.slices]

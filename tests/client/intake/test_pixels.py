@@ -8,19 +8,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import pytest
 from ct_files import SIDE, ct_slice, save, set_values
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from groundglass.errors import GroundglassError, NotACtSlice, UnreadableFile
 from groundglass_client.intake import decode_hu, open_study
 from groundglass_client.intake.extents import ExtentError, PixelElement, encapsulated_spans
 from groundglass_client.intake.hounsfield import rescale
+from groundglass_client.phantom import PhantomSettings, write_phantom
+
+SEQUENCE_END = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
 
 
 def first_hu(image: Dataset, tmp_path: Path) -> int:
@@ -109,37 +110,35 @@ def test_a_header_that_promises_too_much_is_refused(tmp_path: Path, changes: dic
         first_hu(ct_slice(**changes), tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("syntax", "plugin"), [(RLELossless, "pylibjpeg"), (JPEGLSLossless, "pyjpegls"), (JPEG2000Lossless, "pylibjpeg")]
-)
-def test_damaged_codestreams_never_crash(tmp_path: Path, syntax: pydicom.uid.UID, plugin: str) -> None:
-    """A compressed slice with flipped bytes or a cut tail decodes to its shape or raises our error, two hundred times."""
+@pytest.mark.parametrize("syntax", ["rle", "jpeg-lossless", "jpeg-ls", "jpeg2000"])
+def test_damaged_codestreams_never_crash(tmp_path: Path, syntax: str) -> None:
+    """A compressed slice with flipped bytes or a cut tail decodes to its shape, or is refused by name."""
     rng = np.random.default_rng(7)
-    image = ct_slice()
-    values = rng.integers(0, 4095, (SIDE, SIDE), dtype=np.uint16)
-    image.compress(syntax, values, encoding_plugin=plugin, generate_instance_uid=False)
-    content = save(image, tmp_path / "good.dcm").read_bytes()
+    (good,) = write_phantom(PhantomSettings(slices=1, rows=64, columns=64, syntax=syntax), tmp_path / "good").iterdir()
+    content = good.read_bytes()
     start = content.index(b"\xe0\x7f\x10\x00")
-    outcomes = {_outcome(_damaged(content, start, rng), tmp_path / "bad.dcm") for _ in range(200)}
-    assert "refused" in outcomes
+    refusals = [_refusal(_damaged(content, start, rng), tmp_path / "bad.dcm") for _ in range(400)]
+    assert all(refusal is None or refusal.startswith("bad.dcm: ") for refusal in refusals)
+    assert any(refusals)
 
 
 def _damaged(content: bytes, start: int, rng: np.random.Generator) -> bytes:
     damaged = bytearray(content)
-    for place in rng.integers(start, len(content), 4):
+    end = len(content) if rng.random() < 0.5 else start + 160  # the codestream's headers lie there
+    for place in rng.integers(start, end, rng.integers(1, 5)):
         damaged[place] = rng.integers(0, 256)
     return bytes(damaged[: rng.integers(start + 20, len(content))]) if rng.random() < 0.3 else bytes(damaged)
 
 
-def _outcome(content: bytes, path: Path) -> str:
+def _refusal(content: bytes, path: Path) -> str | None:
     path.write_bytes(content)
     try:
         with open_study(path) as study:
-            assert decode_hu(study.slices[0]).shape == (SIDE, SIDE)
-        return "decoded"
+            hu = decode_hu(study.slices[0])
     except GroundglassError as error:
-        assert path.name in str(error)
-        return "refused"
+        return str(error)
+    assert hu.shape == (study.series.rows, study.series.columns)
+    return None
 
 
 def test_fragments_are_found_without_an_offset_table(tmp_path: Path) -> None:
@@ -147,7 +146,7 @@ def test_fragments_are_found_without_an_offset_table(tmp_path: Path) -> None:
     frames = [b"\x01" * 30 + b"\xff\xd9", b"\x02" * 30 + b"\xff\xd9"]
     for has_table in (False, True):
         path = tmp_path / "fragments"
-        path.write_bytes(encapsulate(frames, fragments_per_frame=2, has_bot=has_table))
+        path.write_bytes(encapsulate(frames, fragments_per_frame=2, has_bot=has_table) + SEQUENCE_END)
         with path.open("rb") as stream:
             spans = encapsulated_spans(stream, PixelElement(0, None, "OB"), 2, None)
         content = path.read_bytes()
@@ -159,7 +158,7 @@ def test_missing_fragments_are_noticed(tmp_path: Path) -> None:
     """Compressed data that ends early, or holds fewer frames than promised, is no set of frames."""
     path = tmp_path / "fragments"
     whole = encapsulate([b"\x01" * 30], has_bot=False)
-    for content, frames in ((whole[:-12], 1), (whole + b"\xfe\xff\xdd\xe0\x00\x00\x00\x00", 3)):
+    for content, frames in ((whole[:-12], 1), (whole + SEQUENCE_END, 3)):
         path.write_bytes(content)
         with path.open("rb") as stream, pytest.raises(ExtentError):
             encapsulated_spans(stream, PixelElement(0, None, "OB"), frames, None)

@@ -17,13 +17,13 @@ SECONDS_PER_FILE = 10
 
 
 def test_a_patient_opens_head_to_feet(data_root: Path) -> None:
-    """P001 is one series of 148 slices in the order of the radiologists' labels, though its file names are in another."""
+    """P001 is one series of 148 slices in the order of the radiologists' labels, whatever its file names say."""
     labels = json.loads((data_root / "covid_ct_md" / "P001_slice_labels.json").read_text())
     with open_study(data_root / "covid_ct_md" / "P001") as study:
         assert [source.file for source in study.slices] == [label["file"] for label in labels]
         assert [source.position_mm for source in study.slices] == pytest.approx([label["z_mm"] for label in labels])
         assert study.series.spacing_mm == pytest.approx(2.0)
-        assert not (study.gaps or study.duplicates or study.refused or study.ignored or study.other_series)
+        assert [*study.gaps, *study.duplicates, *study.refused, *study.ignored, *study.other_series] == []
         middle = decode_hu(study.slices[70])
     assert middle.dtype == np.int16
     assert middle.shape == (512, 512)
@@ -57,25 +57,23 @@ def test_lossy_syntaxes_stay_near_the_original(data_root: Path, image: str) -> N
     """Lossy NEMA samples differ from the uncompressed one by a few HU on average."""
     folder = data_root / "robustness" / "nema"
     difference = _only_slice(folder / image).astype(int) - _only_slice(folder / f"{image[:3]}_UNC")
-    assert 0 < np.abs(difference).mean() < 20
+    assert 0 < np.abs(difference).mean() < 30
 
 
 def test_one_slice_in_every_transfer_syntax(data_root: Path) -> None:
     """Lossless copies of one slice are identical, lossy ones near, the rest is refused with the name and UID."""
     folder = data_root / "robustness" / "transfer_syntaxes"
     plain = _only_slice(folder / "CTImage.dcm")
-    refused = []
-    for path in sorted(folder.glob("CTImage.dcm_*")):
-        uid = path.stem.rpartition("_")[2]
-        try:
-            hu = _only_slice(path)
-        except UnreadableFile as error:
-            assert uid in str(error), path.name
-            refused.append(uid.rpartition(".")[2])
-            continue
-        lossy = uid.rpartition(".")[2] in ("50", "81", "91")
-        assert np.abs(hu.astype(int) - plain).mean() <= (20 if lossy else 0), path.name
-    assert sorted(refused) == ["51", "53", "55"]
+    copies = {path.stem.rpartition("_")[2]: path for path in folder.glob("CTImage.dcm_*")}
+    assert len(copies) == 15
+    for uid, path in copies.items():
+        last = uid.rpartition(".")[2]
+        if last in ("53", "55"):
+            with pytest.raises(UnreadableFile, match=uid):
+                _only_slice(path)
+        else:
+            lossy = last in ("50", "51", "81", "91")
+            assert np.abs(_only_slice(path).astype(int) - plain).mean() <= (20 if lossy else 0), path.name
 
 
 def test_padding_becomes_air(data_root: Path) -> None:

@@ -26,7 +26,7 @@ def test_a_written_phantom_reads_back_exactly(tmp_path: Path, syntax: str) -> No
         assert [source.position_mm for source in study.slices] == pytest.approx([0, -2.5, -5, -7.5])
         assert study.series.transfer_syntax is not None
         assert SYNTAXES[syntax] in study.series.transfer_syntax
-        assert not (study.gaps or study.duplicates or study.refused or study.ignored)
+        assert [*study.gaps, *study.duplicates, *study.refused, *study.ignored] == []
     assert seen == [1, 2, 3, 4]
 
 
