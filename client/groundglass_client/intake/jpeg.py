@@ -44,7 +44,7 @@ class FrameHeader:
 
 
 def read_frame_header(codestream: bytes) -> FrameHeader:
-    """The frame header of a codestream. Raises JpegError if a segment before the data is damaged, or the end missing."""
+    """The frame header of a codestream. Raises JpegError if a segment before the data is damaged or the end missing."""
     frame: FrameHeader | None = None
     tables: set[int] = set()
     for marker, segment, end in _segments(codestream):
