@@ -64,7 +64,8 @@ def _patch(lung: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.floa
     beside = (across * np.cos(angle) - down * np.sin(angle)) / (radius * squash)
     distance = np.hypot(along, beside) + 0.35 * _clouds(lung.shape, radius / 3, rng)
     steepness = rng.uniform(4.0, 14.0)
-    return (1.0 / (1.0 + np.exp(np.clip(steepness * (distance - 1.0), -30.0, 30.0)))).astype(np.float32)
+    density = 1.0 / (1.0 + np.exp(np.clip(steepness * (distance - 1.0), -30.0, 30.0)))
+    return np.asarray(density, dtype=np.float32)
 
 
 def _clouds(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -72,4 +73,4 @@ def _clouds(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> N
         ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), sigma)
     )
     spread = np.float32(noise.std() + 1e-6)
-    return (noise / spread).astype(np.float32)
+    return np.asarray(noise / spread, dtype=np.float32)
