@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
-from groundglass.errors import GroundglassError, MissingExtra, ServeFailed, SettingError
+from groundglass.errors import GroundglassError, MissingExtra, ServeFailed
 
 if TYPE_CHECKING:
     from groundglass.report import ScanReport
@@ -154,15 +154,18 @@ def phantom(
         str | None,
         typer.Option(metavar="A:B", help="Ground-glass from slice A up to, without, B, counted from the head."),
     ] = None,
-    syntax: Annotated[str, typer.Option(help="Transfer syntax of the files.")] = "explicit",
+    syntax: Annotated[
+        str,
+        typer.Option(help="Transfer syntax: explicit, implicit, deflated, rle, jpeg-lossless, jpeg-ls or jpeg2000."),
+    ] = "explicit",
     seed: Annotated[int, typer.Option(help="Same seed, same scan.")] = 0,
 ) -> None:
     """Write a synthetic chest CT as DICOM."""
-    from groundglass_client.phantom import PhantomSettings, write_phantom
+    from groundglass_client.phantom import PhantomSettings, parse_lesion, write_phantom
 
-    settings = PhantomSettings(slices=slices, lesion=_slice_range(lesion), syntax=syntax, seed=seed)
+    settings = PhantomSettings(slices=slices, lesion=parse_lesion(lesion), syntax=syntax, seed=seed)
     with _progress("phantom", slices) as advance:
-        write_phantom(settings, out, advance)
+        write_phantom(settings, out, _increments(advance))
     print(f"phantom of {slices} slices: {out}")
 
 
@@ -200,15 +203,15 @@ def train(
         from groundglass_export.training.loop import train as train_network
         from groundglass_export.training.recipe import read_recipe
     with _progress("training, %", 100) as advance:
-        shown = 0
-
-        def report(line: Mapping[str, float]) -> None:
-            nonlocal shown
-            percent = max(shown, int(100 * line.get("share", 0.0)))
-            advance(percent - shown)
-            shown = percent
-
-        best = train_network(read_recipe(recipe), data, out, Budget(minutes=minutes), imagenet, report)
+        show = _increments(advance)
+        best = train_network(
+            read_recipe(recipe),
+            data,
+            out,
+            Budget(minutes=minutes),
+            imagenet,
+            lambda line: show(int(100 * line["share"])) if "share" in line else None,
+        )
     print(best)
 
 
@@ -248,6 +251,18 @@ def _progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: bar.advance(task, count)
 
 
+def _increments(advance: Callable[[int], None]) -> Callable[[int], None]:
+    """For those who tell how far they are, in place of how much is new."""
+    done = 0
+
+    def progress(total: int) -> None:
+        nonlocal done
+        advance(total - done)
+        done = total
+
+    return progress
+
+
 def _write_results(analysis: ScanAnalysis, out: Path) -> None:
     from groundglass_client.intake import decode_hu
     from groundglass_client.overview import write_overview
@@ -276,15 +291,6 @@ def _print_summary(report: ScanReport, out: Path | None) -> None:
         print(f"report: {out / 'report.json'}")
         print(f"overview: {out / 'overview.png'}")
     print("Not for diagnosis.")
-
-
-def _slice_range(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    start, colon, end = text.partition(":")
-    if not (colon and start.isdecimal() and end.isdecimal()):
-        raise SettingError(f"--lesion {text!r}: expected A:B, two slice numbers such as 20:40")
-    return int(start), int(end)
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
