@@ -151,9 +151,8 @@ def phantom(
     out: Annotated[Path, typer.Option(help="Folder to write; absent or empty.")],
     slices: Annotated[int, typer.Option(min=1, help="Slices of the scan.")] = 60,
     lesion: Annotated[
-        str | None,
-        typer.Option(metavar="A:B", help="Ground-glass from slice A up to, without, B, counted from the head."),
-    ] = None,
+        str, typer.Option(metavar="FIRST:END", help="Slices with ground-glass, counted from the head, END excluded.")
+    ] = "none",
     syntax: Annotated[
         str,
         typer.Option(help="Transfer syntax: explicit, implicit, deflated, rle, jpeg-lossless, jpeg-ls or jpeg2000."),

@@ -124,8 +124,8 @@ def test_a_study_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_lesion_range_that_is_none_is_refused(tmp_path: Path) -> None:
-    """--lesion takes A:B inside the scan, and nothing is written otherwise."""
-    assert_one_clear_line(groundglass("phantom", "--lesion", "abc", "--out", tmp_path / "p"), "A:B")
+    """--lesion takes FIRST:END inside the scan, and nothing is written otherwise."""
+    assert_one_clear_line(groundglass("phantom", "--lesion", "abc", "--out", tmp_path / "p"), "FIRST:END")
     assert_one_clear_line(groundglass("phantom", "--slices", "5", "--lesion", "3:9", "--out", tmp_path / "p"), "3:9")
     assert not (tmp_path / "p").exists()
 
