@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,3 +67,22 @@ def test_served_masks_and_verdicts_are_torchs(analysis: ScanAnalysis) -> None:
         assert agreement.mean() >= MIN_MASK_AGREEMENT
         assert bool(positive) == result.positive
         assert abs(int(pixels) - result.lesion_pixels) <= (1 - MIN_MASK_AGREEMENT) * agreement.size
+
+
+@pytest.mark.parametrize(
+    ("lesion", "positive"), [("4:24", True), ("none", False)], ids=["ground-glass in 20 slices", "none"]
+)
+def test_the_phantoms_verdict_follows_its_lesion(lesion: str, positive: bool, tmp_path: Path) -> None:
+    """The commands of the demo, embedded server included: a region of 20 slices is found, and nothing without it."""
+    study = tmp_path / "study"
+    run("phantom", "--slices", "28", "--lesion", lesion, "--out", str(study))
+    analyzed = run("analyze", str(study), "--repository", str(PROJECT / "model_repository"), "--json", "-")
+    report = json.loads(analyzed)
+    assert report["scan_positive"] is positive
+    assert [item["index"] for item in report["slices"] if item["positive"]] == (list(range(4, 24)) if positive else [])
+
+
+def run(*arguments: str) -> str:
+    """The standard output of a command that must succeed."""
+    command = [sys.executable, "-m", "groundglass", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=250, check=True).stdout
