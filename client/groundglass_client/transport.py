@@ -102,7 +102,13 @@ class GrpcTransport:
             if spec is contract.UNET:
                 version = max(metadata.versions, key=int)
         config = self._ask(self._client.get_model_config, contract.SCAN_AGGREGATOR.name, timeout_s).config
-        return ServedScan(version, int(config.parameters[contract.RUN_PARAMETER].string_value))
+        positive_run = config.parameters[contract.RUN_PARAMETER].string_value
+        if not positive_run.isdecimal():
+            raise ServerRefused(
+                f"model {config.name} at {self._server}: parameter {contract.RUN_PARAMETER} is {positive_run!r}, "
+                "expected a number of slices"
+            )
+        return ServedScan(version, int(positive_run))
 
     def _ask(self, question: Any, model: str, timeout_s: float) -> Any:
         try:
