@@ -35,7 +35,7 @@ class TritonPythonModel:
         return responses
 
     def is_ready(self) -> bool:
-        """Whether the table can be trusted. Triton asks from 26.03 on; older servers never do."""
+        """Whether the table can be trusted. Newer servers ask; the embedded one (2.51) never does."""
         return not self._broken
 
     def _respond(self, request: Any) -> Any:

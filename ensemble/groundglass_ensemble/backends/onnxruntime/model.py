@@ -92,11 +92,7 @@ class TritonPythonModel:
         names = [name for name in self._outputs if name in wanted]
         feeds = [feed for _, feed in members]
         try:
-            batch = (
-                feeds[0] if len(feeds) == 1 else {name: np.concatenate([f[name] for f in feeds]) for name in feeds[0]}
-            )
-            outputs = self._session.run(names, batch)
-            parts = [outputs] if len(feeds) == 1 else _split(names, outputs, feeds)
+            parts = _split(names, self._session.run(names, _join(feeds)), feeds)
         except Exception as error:  # whatever the runtime raises belongs to the request, never to the server
             if len(members) == 1:
                 return [_refuse(f"ONNX Runtime: {_first_line(error)}")]
