@@ -95,7 +95,7 @@ def unet(positive_pixels: int = POSITIVE_PIXELS) -> onnx.ModelProto:
 
 def build_repository(source: Path, target: Path) -> Path:
     """A copy of the model repository ``source`` that serves the probe network. Returns ``target``."""
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.onnx", "*.plan", "manifest.json", "__pycache__"))
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.onnx", "*.plan", "*.manifest.json", "__pycache__"))
     for name, model in (("preprocess", preprocess()), ("unet", unet())):
         folder = target / name / "1"
         folder.mkdir(exist_ok=True)

@@ -100,9 +100,6 @@ ENSEMBLE_STEPS: Final = (PREPROCESS, UNET, SCAN_AGGREGATOR)
 
 MODELS: Final = (CT_SCAN, *ENSEMBLE_STEPS)
 
-MANIFEST_FILE: Final = "manifest.json"
-"""Lies beside every exported model file and says where the file came from."""
-
 RUN_PARAMETER: Final = "positive_run_slices"
 TTL_PARAMETER: Final = "study_ttl_s"
 CAPACITY_PARAMETER: Final = "max_studies"

@@ -6,7 +6,6 @@ file is all that an export needs.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 from collections.abc import Mapping
@@ -72,15 +71,6 @@ class Checkpoint:
     def in_channels(self) -> int:
         """1, or 3 for a network trained on grey images in three equal channels."""
         return self.network.encoder.conv1.in_channels
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

@@ -18,13 +18,15 @@ from torch.export import Dim
 
 from groundglass.contract import IMAGE_SIDE, PREPROCESS, UNET, ModelSpec
 from groundglass.errors import ModelError
+from groundglass.manifest import Manifest, Source, file_digest, write_manifest
 from groundglass.publish import published
-from groundglass_export.checkpoint import Checkpoint, file_digest, load_checkpoint
+from groundglass_export.checkpoint import Checkpoint, load_checkpoint
 from groundglass_export.graphs import Preprocess, served_unet
-from groundglass_export.manifest import MODEL_FILE, Manifest, current_versions, lung_window, write_manifest
 from groundglass_export.parity import LOGITS, Parity, ParityLimits, check_parity, synthetic_slices
+from groundglass_export.provenance import current_versions, lung_window
 
 OPSET = 20
+MODEL_FILE = "model.onnx"
 FIRST_VERSION = 1
 
 
@@ -35,7 +37,7 @@ def export_onnx(
     version: int = FIRST_VERSION,
     limits: ParityLimits | None = None,
 ) -> list[Path]:
-    """Write ``out/preprocess/1/model.onnx`` and ``out/unet/1/model.onnx``, each with its ``manifest.json``.
+    """Write ``out/preprocess/1/model.onnx`` and ``out/unet/1/model.onnx``, each with its manifest.
 
     Both take any batch size. They are compared with torch on synthetic slices and on ``slices_hu`` (int16 (rows, cols),
     HU) first. Files in ``out`` are replaced only if that passes. The same checkpoint and the same package versions give
@@ -128,9 +130,9 @@ def _manifest(spec: ModelSpec, checkpoint: Checkpoint, path: Path, parity: Parit
         model=spec.name,
         file=MODEL_FILE,
         model_sha256="",
-        checkpoint_file=path.name,
-        checkpoint_sha256=file_digest(path),
-        precision="fp32, weights stored as fp16" if decides else "fp32",
+        sources=(Source("checkpoint", path.name, file_digest(path)),),
+        precision="fp32",
+        precision_detail={"weights": "stored as fp16 where that loses nothing"} if decides else {},
         opset=OPSET,
         window_hu=lung_window(),
         calibration=checkpoint.calibration.as_dict() if decides else {},
@@ -145,5 +147,5 @@ def _place(model: onnx.ModelProto, folder: Path, manifest: Manifest) -> Path:
     path = folder / manifest.file
     with published(path) as beside:
         beside.write_bytes(model.SerializeToString(deterministic=True))
-    write_manifest(folder, manifest.with_digest(file_digest(path)))
+    write_manifest(path, manifest.with_digest(file_digest(path)))
     return path

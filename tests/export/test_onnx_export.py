@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from groundglass.contract import PREPROCESS, UNET, ModelSpec
 from groundglass.errors import CheckpointError, ParityError
-from groundglass_export.checkpoint import Calibration, Checkpoint, file_digest, load_checkpoint
+from groundglass.manifest import Source, file_digest, read_manifest
+from groundglass_export.checkpoint import Calibration, Checkpoint, load_checkpoint
 from groundglass_export.graphs import ServedUnet, grey_network
-from groundglass_export.manifest import read_manifest
 from groundglass_export.network import LesionUnet
 from groundglass_export.onnx_export import export_onnx, preprocess_model
 from groundglass_export.parity import ParityLimits, session, synthetic_slices
@@ -94,7 +94,7 @@ def test_graphs_keep_the_contract(spec: ModelSpec, exported: Path) -> None:
             assert value.type.tensor_type.elem_type == ONNX_TYPES[tensor.datatype]
             assert shape[0].dim_param
             assert [dim.dim_value if not dim.dim_param else -1 for dim in shape[1:]] == list(tensor.dims)
-    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "model.onnx"]
+    assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "model.onnx.manifest.json"]
 
 
 def test_exported_pair_equals_torch_in_a_batch(exported: Path, checkpoint_file: Path) -> None:
@@ -119,15 +119,15 @@ def test_weights_are_stored_in_half_the_bytes(exported: Path) -> None:
 def test_manifest_says_where_the_model_came_from(exported: Path, checkpoint_file: Path) -> None:
     """Digests, window, calibration, versions and parity are in the manifest; paths are not."""
     folder = exported / "unet" / "1"
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder / "model.onnx")
     assert manifest.model_sha256 == file_digest(folder / "model.onnx")
-    assert manifest.checkpoint_sha256 == file_digest(checkpoint_file)
+    assert manifest.sources == (Source("checkpoint", "random.safetensors", file_digest(checkpoint_file)),)
     assert manifest.calibration == {"probability_threshold": 0.5001, "min_lesion_pixels": 300}
     assert manifest.window_hu == {"centre": -600.0, "width": 1500.0}
     assert manifest.opset == 20
     assert manifest.parity["mask_agreement"] >= 0.999
     assert manifest.versions["torch"] == torch.__version__
-    for name in ("manifest.json", "model.onnx"):
+    for name in ("model.onnx.manifest.json", "model.onnx"):
         assert str(Path(__file__).parents[2]).encode() not in (folder / name).read_bytes()
 
 
@@ -165,5 +165,5 @@ def test_three_channel_stem_is_summed() -> None:
 
 def test_manifest_is_stable_json(exported: Path) -> None:
     """The manifest is sorted, so that two of them can be compared as text."""
-    text = (exported / "preprocess" / "1" / "manifest.json").read_text(encoding="utf-8")
+    text = (exported / "preprocess" / "1" / "model.onnx.manifest.json").read_text(encoding="utf-8")
     assert text == json.dumps(json.loads(text), indent=2, sort_keys=True) + "\n"
