@@ -1,0 +1,39 @@
+"""`groundglass train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from groundglass.cli.terminal import extra, increments, progress
+
+
+def train(
+    recipe: Annotated[Path, typer.Option(help="TOML file that names the data, the stages and the rates.")],
+    data: Annotated[Path, typer.Option(envvar="GROUNDGLASS_DATA", help="Folder that the recipe's paths start from.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for checkpoints and metrics; an interrupted training there continues.")
+    ],
+    minutes: Annotated[float, typer.Option(min=0.0, help="Length of the training.")],
+    imagenet: Annotated[
+        Path | None, typer.Option(help="Keras Xception weights as .npz for the encoder; random without it.")
+    ] = None,
+) -> None:
+    """Train the network; print the path of the best checkpoint."""
+    with extra("train"):
+        from groundglass_export.training.loop import Budget
+        from groundglass_export.training.loop import train as train_network
+        from groundglass_export.training.recipe import read_recipe
+    with progress("training, %", 100) as advance:
+        show = increments(advance)
+        best = train_network(
+            read_recipe(recipe),
+            data,
+            out,
+            Budget(minutes=minutes),
+            imagenet,
+            lambda line: show(int(100 * line["share"])) if "share" in line else None,
+        )
+    print(best)
