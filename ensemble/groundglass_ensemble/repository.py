@@ -12,6 +12,7 @@ from tritonclient.grpc import model_config_pb2
 from groundglass import contract
 from groundglass.contract import ModelSpec, TensorSpec
 from groundglass.errors import RepositoryError
+from groundglass.manifest import check_digest, manifest_path, read_manifest
 
 PRODUCTION: Final = "config.pbtxt"
 _TRITON_STRING: Final = {"BYTES": "STRING"}  # the one type that configs and the protocol name differently
@@ -89,7 +90,7 @@ def _tensors(kind: str, found: Sequence[Any], expected: Sequence[TensorSpec]) ->
 
 
 def _files(file: Path, config: Any) -> Iterator[str]:
-    """Missing versions and model files."""
+    """Missing versions and model files, and files that are not those of their manifests."""
     model = file.parent.parent if file.parent.name == "configs" else file.parent
     versions = [folder for folder in model.iterdir() if folder.is_dir() and folder.name.isdigit()]
     if not versions:
@@ -100,6 +101,22 @@ def _files(file: Path, config: Any) -> Iterator[str]:
     for version in versions:
         if not (version / name).exists():
             yield f"version {version.name} has no file {name} ({version / name})"
+        else:
+            yield from _provenance(version / name, config.name)
+
+
+def _provenance(model_file: Path, model: str) -> Iterator[str]:
+    """A manifest that is damaged, of another file, or of another model; a model without one is not ours to judge."""
+    if not manifest_path(model_file).exists():
+        return
+    try:
+        manifest = read_manifest(model_file)
+        check_digest(model_file, manifest)
+    except RepositoryError as error:
+        yield str(error)
+        return
+    if (manifest.model, manifest.file) != (model, model_file.name):
+        yield f"{manifest_path(model_file)} is the manifest of {manifest.file} of {manifest.model}"
 
 
 def _ensemble(configs: dict[str, Any]) -> Iterator[str]:

@@ -9,6 +9,7 @@ import pytest
 
 from groundglass import contract
 from groundglass.errors import RepositoryError
+from groundglass.manifest import Manifest, file_digest, write_manifest
 from groundglass_ensemble.repository import check_repository, config_file, find_problems, read_config
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
@@ -93,3 +94,46 @@ def test_a_missing_file_is_named(probe_repository: Path, tmp_path: Path, lost: s
         return
     with pytest.raises(RepositoryError, match=words):
         check_repository(copy, "cpu")
+
+
+def _with_manifest(probe_repository: Path, copy: Path, model: str = "unet") -> Path:
+    """A copy of the repository whose network has a manifest that calls it ``model``; the path of the network."""
+    path = Path(shutil.copytree(probe_repository, copy)) / "unet" / "1" / "model.onnx"
+    manifest = Manifest(
+        model=model,
+        file=path.name,
+        model_sha256=file_digest(path),
+        sources=(),
+        precision="fp32",
+        opset=20,
+        window_hu={},
+        calibration={},
+        parity={},
+        training={},
+        versions={},
+    )
+    write_manifest(path, manifest)
+    return path
+
+
+def test_a_model_that_is_not_its_manifests_is_refused(probe_repository: Path, tmp_path: Path) -> None:
+    """A file with its own manifest is accepted; one more byte in it, and it is refused by name."""
+    path = _with_manifest(probe_repository, tmp_path / "repository")
+    check_repository(tmp_path / "repository", "cpu")
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(RepositoryError, match=r"unet: .*model\.onnx is not the file of its manifest: SHA-256"):
+        check_repository(tmp_path / "repository", "cpu")
+
+
+def test_the_manifest_of_another_model_is_refused(probe_repository: Path, tmp_path: Path) -> None:
+    """A model that was copied into the wrong folder with its manifest is named."""
+    _with_manifest(probe_repository, tmp_path / "repository", model="preprocess")
+    with pytest.raises(RepositoryError, match=r"unet: .*is the manifest of model\.onnx of preprocess"):
+        check_repository(tmp_path / "repository", "cpu")
+
+
+def test_the_shipped_models_are_those_of_their_manifests() -> None:
+    """What is committed can be served, and no manifest was forgotten."""
+    check_repository(REPOSITORY, "cpu")
+    for model in ("preprocess", "unet"):
+        assert (REPOSITORY / model / "1" / "model.onnx.manifest.json").is_file()
