@@ -21,8 +21,9 @@ from groundglass.errors import ModelError
 from groundglass.manifest import Manifest, Source, file_digest, write_manifest
 from groundglass.publish import published
 from groundglass_export.checkpoint import Checkpoint, load_checkpoint
+from groundglass_export.engine import LOGITS
 from groundglass_export.graphs import Preprocess, served_unet
-from groundglass_export.parity import LOGITS, Parity, ParityLimits, check_parity, synthetic_slices
+from groundglass_export.parity import Parity, ParityLimits, check_parity, synthetic_slices
 from groundglass_export.provenance import current_versions, lung_window
 
 OPSET = 20

@@ -11,26 +11,18 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
 from groundglass.contract import (
-    HU,
-    IMAGE,
     IMAGE_SIDE,
-    LESION_PIXELS,
     LUNG_WINDOW_CENTRE_HU,
     LUNG_WINDOW_WIDTH_HU,
-    MASK,
-    SLICE_POSITIVE,
 )
 from groundglass.errors import ParityError
 from groundglass_export.checkpoint import Checkpoint
+from groundglass_export.engine import LOGITS, OnnxEngine, OnnxPreprocess, probability_of
 from groundglass_export.graphs import grey_network
-
-LOGITS = "LOGITS"
-"""The value inside the ``unet`` graph that its outputs are decided on; it is not served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,30 +114,17 @@ def _chest(size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int16]
     return np.asarray(np.rint(hu).clip(-32768, 32767), dtype=np.int16)
 
 
-def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """A CPU session; it logs errors only."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
 def _served_answers(
     preprocess: onnx.ModelProto, unet: onnx.ModelProto, slices_hu: Iterable[NDArray[np.int16]]
 ) -> Iterator[_Answer]:
-    observed = onnx.ModelProto()
-    observed.CopyFrom(unet)
-    observed.graph.output.append(onnx.helper.make_tensor_value_info(LOGITS, onnx.TensorProto.FLOAT, None))
-    window, network = session(preprocess), session(observed)
-    names = [MASK.name, LESION_PIXELS.name, SLICE_POSITIVE.name, LOGITS]
+    window, network = OnnxPreprocess(preprocess), OnnxEngine(unet)
     for hu in slices_hu:
-        (image,) = window.run([IMAGE.name], {HU.name: hu[None]})
-        mask, pixels, positive, logits = network.run(names, {IMAGE.name: image})
+        image = window.image(hu)
+        served = network.answers(image[None])
+        if served.probability is None:
+            raise ParityError(f"the exported graph has no value called {LOGITS}: its probabilities can't be compared")
         answer = _Answer(
-            image[0, 0],
-            _sigmoid(logits[0, 0]),
-            np.unpackbits(mask[0], axis=1) == 1,
-            int(pixels[0, 0]),
-            bool(positive[0, 0]),
+            image[0], served.probability[0], served.mask[0], int(served.pixels[0]), bool(served.positive[0])
         )
         if answer.pixels != int(answer.mask.sum()):
             raise ParityError(
@@ -163,7 +142,7 @@ def _torch_answers(checkpoint: Checkpoint, slices_hu: Iterable[NDArray[np.int16]
             image = torch.nn.functional.interpolate(
                 torch.from_numpy(windowed)[None, None], (IMAGE_SIDE, IMAGE_SIDE), mode="bilinear", align_corners=False
             )
-            probability = _sigmoid(network(image)[0, 0].numpy())
+            probability = probability_of(network(image)[0, 0].numpy())
         mask = probability >= calibration.probability_threshold
         pixels = int(mask.sum())
         yield _Answer(image[0, 0].numpy(), probability, mask, pixels, pixels >= calibration.min_lesion_pixels)
@@ -177,7 +156,3 @@ def _compare(pairs: Sequence[tuple[_Answer, _Answer]]) -> Parity:
         mask_agreement=min(float((a.mask == b.mask).mean()) for a, b in pairs),
         verdicts_differing=sum(a.positive != b.positive for a, b in pairs),
     )
-
-
-def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    return (1.0 / (1.0 + np.exp(-logits.astype(np.float64)))).astype(np.float32)

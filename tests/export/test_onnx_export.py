@@ -17,10 +17,11 @@ from groundglass.contract import PREPROCESS, UNET, ModelSpec
 from groundglass.errors import CheckpointError, ParityError
 from groundglass.manifest import Source, file_digest, read_manifest
 from groundglass_export.checkpoint import Calibration, Checkpoint, load_checkpoint
+from groundglass_export.engine import open_session
 from groundglass_export.graphs import ServedUnet, grey_network
 from groundglass_export.network import LesionUnet
 from groundglass_export.onnx_export import export_onnx, preprocess_model
-from groundglass_export.parity import ParityLimits, session, synthetic_slices
+from groundglass_export.parity import ParityLimits, synthetic_slices
 
 ONNX_TYPES = {"INT16": 5, "FP32": 1, "UINT8": 2, "INT32": 6, "BOOL": 9}
 
@@ -49,7 +50,7 @@ def test_preprocess_is_window_then_bilinear(size: tuple[int, int]) -> None:
     """HU of any size, the extremes of int16 included, become the windowed 512x512 image."""
     hu = np.random.default_rng(1).integers(-32768, 32768, size=(2, *size)).astype(np.int16)
     hu[1] = np.random.default_rng(2).integers(-1400, 200, size=size)
-    (image,) = session(preprocess_model()).run(None, {"HU": hu})
+    (image,) = open_session(preprocess_model(), "preprocess").run(None, {"HU": hu})
     for given, found in zip(hu, image[:, 0], strict=True):
         windowed = np.clip((given.astype(np.float64) + 1350.0) / 1500.0, 0.0, 1.0)
         np.testing.assert_allclose(found, _bilinear(windowed), atol=2e-5 if size == (1, 1) else 1e-4)
@@ -58,7 +59,7 @@ def test_preprocess_is_window_then_bilinear(size: tuple[int, int]) -> None:
 def test_a_512_slice_is_not_resampled() -> None:
     """At the served size the image is the windowed slice, bit for bit."""
     hu = np.random.default_rng(3).integers(-2000, 2000, size=(1, 512, 512)).astype(np.int16)
-    (image,) = session(preprocess_model()).run(None, {"HU": hu})
+    (image,) = open_session(preprocess_model(), "preprocess").run(None, {"HU": hu})
     expected = np.clip((hu.astype(np.float32) - np.float32(-1350)) / np.float32(1500), np.float32(0), np.float32(1))
     assert np.array_equal(image[:, 0], expected)
 
@@ -101,7 +102,9 @@ def test_exported_pair_equals_torch_in_a_batch(exported: Path, checkpoint_file: 
     """Three slices in one batch give torch's masks, counts and verdicts."""
     checkpoint = load_checkpoint(checkpoint_file)
     hu = np.stack([item for item in synthetic_slices(3, seed=11) if item.shape == (512, 512)])
-    preprocess, unet = (session(onnx.load(exported / name / "1" / "model.onnx")) for name in ("preprocess", "unet"))
+    preprocess, unet = (
+        open_session(onnx.load(exported / name / "1" / "model.onnx"), name) for name in ("preprocess", "unet")
+    )
     (image,) = preprocess.run(None, {"HU": hu})
     mask, pixels, positive = unet.run(None, {"IMAGE": image})
     with torch.inference_mode():
