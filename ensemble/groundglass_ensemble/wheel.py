@@ -14,6 +14,8 @@ from pathlib import Path
 from groundglass.errors import MissingExtra, SettingError
 
 STAND_INS = Path(__file__).parent / "backends"
+SHARED = STAND_INS / "shared"
+"""Modules that every stand-in's folder gets a copy of: a backend finds nothing outside its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +59,17 @@ def assemble_backends(wheel: TritonWheel, folder: Path) -> Path:
     for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
         shutil.copy(wheel.python_backend / name, python)
     shutil.copy(wheel.stub, python)
-    for source in sorted(STAND_INS.glob("*/model.py")):
-        target = folder / source.parent.name
-        target.mkdir()
-        shutil.copy(source, target)
+    copy_stand_ins(folder)
     return folder
+
+
+def copy_stand_ins(folder: Path) -> None:
+    """Fill ``folder`` with a folder for each stand-in, the shared modules among its own."""
+    for model in sorted(STAND_INS.glob("*/model.py")):
+        target = folder / model.parent.name
+        target.mkdir(parents=True)
+        for source in (*model.parent.glob("*.py"), *SHARED.glob("*.py")):
+            shutil.copy(source, target)
 
 
 def server_environment(wheel: TritonWheel) -> dict[str, str]:

@@ -9,17 +9,29 @@ from __future__ import annotations
 
 import json
 import os
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-Config = dict[str, Any]
-Feed = dict[str, NDArray[Any]]
+if TYPE_CHECKING:  # at run time the files of a backend's folder lie beside one another, in no package
+    from groundglass_ensemble.backends.shared.stand_in_batch import Feed, split_rows
+    from groundglass_ensemble.backends.shared.stand_in_config import (
+        Config,
+        check_dims,
+        find_model_file,
+        first_line,
+        is_batching,
+    )
+    from groundglass_ensemble.backends.shared.stand_in_manifest import check_file
+    from groundglass_ensemble.backends.shared.stand_in_requests import Requests
+else:
+    from stand_in_batch import split_rows
+    from stand_in_config import check_dims, find_model_file, first_line, is_batching
+    from stand_in_manifest import check_file
+    from stand_in_requests import Requests
 
 THREADS_VARIABLE = "STANDIN_INTRA_OP_THREADS"
 """Environment variable: threads of an operator, for models whose configuration doesn't say."""
@@ -47,70 +59,22 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Open the model file; raises RuntimeError, with the reason in its first line, when it can't be served."""
         config = json.loads(args["model_config"])
-        self._batching = config.get("max_batch_size", 0) > 0
-        self._inputs = {tensor["name"]: tensor for tensor in config["input"]}
-        self._outputs = [tensor["name"] for tensor in config["output"]]
-        self._session = _open(_model_file(args, config), config, args)
+        path = find_model_file(args, config, "model.onnx")
+        check_file(path)
+        self._session = _open(path, config, args)
         _check(self._session, config)
+        self._requests = Requests(config, "ONNX Runtime", self._run, take=_to_onnx, give=_to_triton)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer every request: those of one shape run as one batch, and each fails on its own."""
-        responses: list[Any] = [None] * len(requests)
-        groups: dict[object, list[tuple[int, Feed]]] = defaultdict(list)
-        for position, request in enumerate(requests):
-            try:
-                feed = self._feed(request)
-            except UnicodeDecodeError as error:
-                responses[position] = _refuse(f"ONNX Runtime takes UTF-8 strings only: {error}")
-                continue
-            groups[self._batch_key(position, feed)].append((position, feed))
-        for members in groups.values():
-            for (position, _), response in zip(members, self._run(requests, members), strict=True):
-                responses[position] = response
-        return responses
+        return self._requests.answer(requests)
 
     def finalize(self) -> None:
         """Let go of the session and its memory."""
-        del self._session
+        del self._requests, self._session
 
-    def _feed(self, request: Any) -> Feed:
-        feed = {}
-        for name in self._inputs:
-            tensor = pb_utils.get_input_tensor_by_name(request, name)
-            if tensor is not None:  # an optional input
-                feed[name] = _to_onnx(tensor.as_numpy())
-        return feed
-
-    def _batch_key(self, position: int, feed: Feed) -> object:
-        """Requests with equal keys can share a batch."""
-        if not self._batching:
-            return position
-        return tuple((name, array.shape[1:]) for name, array in feed.items())
-
-    def _run(self, requests: Sequence[Any], members: list[tuple[int, Feed]]) -> list[Any]:
-        wanted = {name for position, _ in members for name in requests[position].requested_output_names()}
-        names = [name for name in self._outputs if name in wanted]
-        feeds = [feed for _, feed in members]
-        try:
-            parts = _split(names, self._session.run(names, _join(feeds)), feeds)
-        except Exception as error:  # whatever the runtime raises belongs to the request, never to the server
-            if len(members) == 1:
-                return [_refuse(f"ONNX Runtime: {_first_line(error)}")]
-            return [self._run(requests, [member])[0] for member in members]  # one bad request must not fail the others
-        return [
-            _answer(names, part, requests[position].requested_output_names())
-            for (position, _), part in zip(members, parts, strict=True)
-        ]
-
-
-def _answer(names: list[str], arrays: list[NDArray[Any]], wanted: Sequence[str]) -> Any:
-    return pb_utils.InferenceResponse(
-        [pb_utils.Tensor(name, _to_triton(array)) for name, array in zip(names, arrays, strict=True) if name in wanted]
-    )
-
-
-def _refuse(reason: str) -> Any:
-    return pb_utils.InferenceResponse([], pb_utils.TritonError(reason, pb_utils.TritonError.INVALID_ARG))
+    def _run(self, names: list[str], feeds: list[Feed]) -> list[list[NDArray[Any]]]:
+        return split_rows(names, self._session.run(names, _join(feeds)), feeds)
 
 
 def _join(feeds: list[Feed]) -> Feed:
@@ -120,38 +84,20 @@ def _join(feeds: list[Feed]) -> Feed:
     return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
 
 
-def _split(names: list[str], outputs: list[NDArray[Any]], feeds: list[Feed]) -> list[list[NDArray[Any]]]:
-    """The rows of every request, from outputs of the batch that held them all."""
-    if len(feeds) == 1:
-        return [outputs]
-    sizes = [len(next(iter(feed.values()))) for feed in feeds]
-    for name, output in zip(names, outputs, strict=True):
-        if len(output) != sum(sizes):
-            raise ValueError(f"output {name} has {len(output)} rows for a batch of {sum(sizes)}")
-    ends = np.cumsum(sizes)[:-1]
-    return [list(part) for part in zip(*(np.split(output, ends) for output in outputs), strict=True)]
-
-
 def _to_onnx(array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype != np.object_:
-        return array  # a view of the shared memory that Triton wrote: no copy
-    return np.array([text.decode() for text in array.ravel()], dtype=np.object_).reshape(array.shape)
+        return array
+    try:
+        texts = [text.decode() for text in array.ravel()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it takes UTF-8 strings only: {error}") from None
+    return np.array(texts, dtype=np.object_).reshape(array.shape)
 
 
 def _to_triton(array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype.kind not in "OUS":
         return np.ascontiguousarray(array)
     return np.array([str(text).encode() for text in array.ravel()], dtype=np.object_).reshape(array.shape)
-
-
-def _model_file(args: dict[str, str], config: Config) -> Path:
-    name = config.get("default_model_filename") or "model.onnx"
-    path = Path(args["model_repository"]) / args["model_version"] / name
-    if path.is_dir():  # a model with external data, as NVIDIA's backend lays it out
-        path /= "model.onnx"
-    if not path.is_file():
-        raise RuntimeError(f"model '{args['model_name']}' version {args['model_version']} has no file {path}")
-    return path
 
 
 def _open(path: Path, config: Config, args: dict[str, str]) -> Any:
@@ -165,7 +111,7 @@ def _open(path: Path, config: Config, args: dict[str, str]) -> Any:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=_providers(onnxruntime, args))
     except Exception as error:  # a corrupted file raises one of a dozen types
-        raise RuntimeError(f"{path} can't be loaded: {_first_line(error)}") from None
+        raise RuntimeError(f"{path} can't be loaded: {first_line(error)}") from None
     return session
 
 
@@ -221,19 +167,4 @@ def _check(session: Any, config: Config) -> None:
                 raise RuntimeError(
                     f"{kind} '{node.name}' is {tensor['data_type']} in the configuration, {node.type} in the model"
                 )
-            _check_dims(kind, tensor, list(node.shape), config.get("max_batch_size", 0) > 0)
-
-
-def _check_dims(kind: str, tensor: Config, shape: list[Any], batching: bool) -> None:
-    """Compare fixed sizes; names and None in ``shape`` stand for free ones."""
-    dims = [int(size) for size in tensor.get("reshape", {}).get("shape", tensor["dims"])]
-    expected = [-1, *dims] if batching else dims
-    fixed = [(a, b) for a, b in zip(expected, shape, strict=False) if a != -1 and isinstance(b, int)]
-    if shape and (len(expected) != len(shape) or any(a != b for a, b in fixed)):
-        raise RuntimeError(
-            f"{kind} '{tensor['name']}' is {expected} in the configuration (batch first), {shape} in the model"
-        )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+            check_dims(kind, tensor, node.shape, is_batching(config))
