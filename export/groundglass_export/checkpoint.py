@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from groundglass.contract import LUNG_WINDOW_CENTRE_HU, LUNG_WINDOW_WIDTH_HU
 from groundglass.errors import CheckpointError
 from groundglass.publish import published
+from groundglass_export.calibration import Calibration
 from groundglass_export.network import LesionUnet
 
 FORMAT = "1"
@@ -33,30 +34,6 @@ _PREFIXES = ("module.", "model.", "_orig_mod.")
 """What DataParallel, Lightning and torch.compile put before every key."""
 
 _KEYS_SHOWN = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """What turns probabilities into verdicts: decided on validation data, carried by checkpoint, graph and manifest.
-
-    A pixel is lesion when its probability is at least ``probability_threshold``; a slice is positive when at least
-    ``min_lesion_pixels`` of its 512x512 pixels are.
-    """
-
-    probability_threshold: float = 0.5
-    min_lesion_pixels: int = 80
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.probability_threshold < 1.0:
-            raise CheckpointError(
-                f"probability threshold {self.probability_threshold}: expected a value between 0 and 1"
-            )
-        if self.min_lesion_pixels < 1:
-            raise CheckpointError(f"min_lesion_pixels {self.min_lesion_pixels}: expected at least 1")
-
-    def as_dict(self) -> dict[str, float]:
-        """For metadata and manifest."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

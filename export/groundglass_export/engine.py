@@ -67,6 +67,12 @@ class Answers:
     def __len__(self) -> int:
         return len(self.mask)
 
+    def row(self, row: int) -> Answers:
+        """The answer to one of the slices, as n = 1."""
+        one = slice(row, row + 1)
+        shown = None if self.probability is None else self.probability[one]
+        return Answers(self.mask[one], self.pixels[one], self.positive[one], shown)
+
 
 class Engine(Protocol):
     """One version of ``unet``, ready to run."""

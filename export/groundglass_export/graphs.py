@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from groundglass.contract import IMAGE_SIDE, LUNG_WINDOW_CENTRE_HU, LUNG_WINDOW_WIDTH_HU, MASK_ROW_BYTES
-from groundglass_export.checkpoint import Calibration, Checkpoint
+from groundglass_export.calibration import Calibration
+from groundglass_export.checkpoint import Checkpoint
 from groundglass_export.network import LesionUnet
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from groundglass_export.checkpoint import Calibration, Checkpoint, save_checkpoint
+from groundglass_export.calibration import Calibration
+from groundglass_export.checkpoint import Checkpoint, save_checkpoint
 from groundglass_export.graphs import Preprocess
 from groundglass_export.network import LesionUnet
 from groundglass_export.parity import synthetic_slices

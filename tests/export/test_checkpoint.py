@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from groundglass.errors import CheckpointError
-from groundglass_export.checkpoint import Calibration, Checkpoint, load_checkpoint, save_checkpoint
+from groundglass_export.calibration import Calibration
+from groundglass_export.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from groundglass_export.network import LesionUnet
 
 

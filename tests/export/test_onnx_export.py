@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from groundglass.contract import PREPROCESS, UNET, ModelSpec
 from groundglass.errors import CheckpointError, ParityError
 from groundglass.manifest import Source, file_digest, read_manifest
-from groundglass_export.checkpoint import Calibration, Checkpoint, load_checkpoint
+from groundglass_export.calibration import Calibration
+from groundglass_export.checkpoint import Checkpoint, load_checkpoint
 from groundglass_export.engine import open_session
 from groundglass_export.graphs import ServedUnet, grey_network
 from groundglass_export.network import LesionUnet

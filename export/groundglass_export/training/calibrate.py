@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from groundglass.contract import IMAGE_SIDE
 from groundglass.errors import SettingError
-from groundglass_export.checkpoint import Calibration
+from groundglass_export.calibration import Calibration
 from groundglass_export.graphs import logit
 from groundglass_export.network import LesionUnet
 from groundglass_export.training.augment import plain

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from groundglass.errors import CheckpointError, ModelError, SettingError
 from groundglass.publish import published
-from groundglass_export.checkpoint import Calibration, Checkpoint, save_checkpoint
+from groundglass_export.calibration import Calibration
+from groundglass_export.checkpoint import Checkpoint, save_checkpoint
 from groundglass_export.network import STRIDE, LesionUnet
 from groundglass_export.training.augment import augmented, plain
 from groundglass_export.training.imagenet import load_imagenet

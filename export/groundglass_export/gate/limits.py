@@ -1,0 +1,74 @@
+"""How far a version may be from the FP32 reference, for every precision. No other module holds such a number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+BAND_PROBABILITY: Final = 0.01
+"""A pixel counts to the lesion band when either engine gives it at least this. Elsewhere probabilities are all but 0,
+and a mean over the whole image would say how large the lesion is and not how well the engines agree."""
+
+BATCH_CHECKED: Final = 8
+"""Slices that the candidate answers in one batch and one by one."""
+
+CONFIDENCE: Final = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class GateLimits:
+    """What a candidate must keep to. Scan verdicts must be identical at any precision, and all numbers finite.
+
+    mean_dice, min_dice: at least this, of the mean and of the worst over the slices that the reference calls positive.
+    verdict_agreement: share of slices with the same verdict, at least.
+    band_difference: mean difference of probability over the lesion band, at most.
+    probability_difference: the largest difference of any pixel, at most.
+    lesion_difference: change of all lesion pixels together, as a share of the reference's, at most.
+    threshold_tolerance: how far the threshold that an engine shows may be from the one that it should have.
+    positive_slices: fewer slices positive under the reference prove nothing, and are refused.
+    """
+
+    mean_dice: float
+    min_dice: float
+    verdict_agreement: float
+    band_difference: float
+    probability_difference: float
+    lesion_difference: float
+    threshold_tolerance: float
+    positive_slices: int = 1
+
+
+LIMITS: Final[Mapping[str, GateLimits]] = MappingProxyType(
+    {
+        "fp32": GateLimits(
+            mean_dice=0.999,
+            min_dice=0.99,
+            verdict_agreement=1.0,
+            band_difference=1e-4,
+            probability_difference=1e-2,
+            lesion_difference=1e-3,
+            threshold_tolerance=1e-6,
+        ),
+        "fp16": GateLimits(
+            mean_dice=0.995,
+            min_dice=0.97,
+            verdict_agreement=1.0,
+            band_difference=0.01,
+            probability_difference=0.5,
+            lesion_difference=0.01,
+            threshold_tolerance=1e-4,
+        ),
+        "int8": GateLimits(
+            mean_dice=0.98,
+            min_dice=0.90,
+            verdict_agreement=0.99,
+            band_difference=0.05,
+            probability_difference=1.0,
+            lesion_difference=0.05,
+            threshold_tolerance=1e-6,
+        ),
+    }
+)
+"""By :attr:`Engine.precision`."""
