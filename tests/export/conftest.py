@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
 from groundglass_export.calibration import Calibration
 from groundglass_export.checkpoint import Checkpoint, save_checkpoint
 from groundglass_export.graphs import Preprocess
+from groundglass_export.half import HalfModel, to_half
 from groundglass_export.network import LesionUnet
 from groundglass_export.parity import synthetic_slices
 
@@ -34,3 +36,15 @@ def checkpoint_file(random_checkpoint: Checkpoint, tmp_path_factory: pytest.Temp
     path = tmp_path_factory.mktemp("checkpoint") / "random.safetensors"
     save_checkpoint(path, random_checkpoint)
     return path
+
+
+@pytest.fixture(scope="session")
+def shipped_unet() -> onnx.ModelProto:
+    """The FP32 ``unet`` of the model repository."""
+    return onnx.load(Path(__file__).parents[2] / "model_repository" / "unet" / "1" / "model.onnx")
+
+
+@pytest.fixture(scope="session")
+def half_unet(shipped_unet: onnx.ModelProto) -> HalfModel:
+    """The same in FP16."""
+    return to_half(shipped_unet)
