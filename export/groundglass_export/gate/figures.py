@@ -58,6 +58,7 @@ class SliceParity:
 class Figures:
     """Parity over several slices. Dice is taken over those that the reference calls positive; None without any.
 
+    ``mean_dice_error`` is the standard error of the mean: how far the mean of other such slices may well be.
     ``verdict_risk`` is the share of slices with another verdict that these slices can't exclude (upper end, 95 %
     confidence): 3 of 1000 when none of 1000 differs. It takes slices as drawn on their own; neighbours in a scan
     resemble each other, so it is a lower bound of what is not known.
@@ -66,6 +67,7 @@ class Figures:
     slices: int
     positive_slices: int
     mean_dice: float | None
+    mean_dice_error: float | None
     min_dice: float | None
     probability_max: float | None
     probability_mean: float | None
@@ -115,6 +117,7 @@ def figures_of(slices: Sequence[SliceParity]) -> Figures:
         slices=count,
         positive_slices=len(positive),
         mean_dice=math.fsum(positive) / len(positive) if positive else None,
+        mean_dice_error=float(np.std(positive, ddof=1)) / math.sqrt(len(positive)) if len(positive) > 1 else None,
         min_dice=min(positive, default=None),
         probability_max=_over([item.probability_max for item in slices], max),
         probability_mean=_over([item.probability_mean for item in slices], _mean),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from groundglass.contract import POSITIVE_RUN
 from groundglass_export.gate.coherence import Complaint
-from groundglass_export.gate.figures import SliceParity, figures_of
-from groundglass_export.gate.limits import GateLimits
+from groundglass_export.gate.figures import Figures, SliceParity, figures_of
+from groundglass_export.gate.limits import STANDARD_ERRORS, GateLimits
 from groundglass_export.gate.report import ScanParity
 
 
@@ -37,7 +38,9 @@ def judge(slices: Sequence[SliceParity], scans: Sequence[ScanParity], limits: Ga
             yield Complaint(figure, found, f"at most {most:g}", max(slices, key=badness).key)
 
 
-def notes_on(slices: Sequence[SliceParity], scans: Sequence[ScanParity], *, same_file: bool) -> Iterator[str]:
+def notes_on(
+    slices: Sequence[SliceParity], scans: Sequence[ScanParity], limits: GateLimits, *, same_file: bool
+) -> Iterator[str]:
     """What was not proved, for lack of slices or of answers."""
     if same_file:
         yield "candidate and reference are the same file: that they agree shows only that it repeats itself"
@@ -45,10 +48,22 @@ def notes_on(slices: Sequence[SliceParity], scans: Sequence[ScanParity], *, same
         yield "an engine does not show its probabilities: masks, counts and verdicts alone were compared"
     if all(item.reference_positive for item in slices):
         yield "no slice is negative under the reference: false alarms were not looked for"
+    yield from _few_slices(figures_of(slices), limits)
     found = {scan.reference.positive for scan in scans}
     if found != {True, False}:
         missing = "positive" if found == {False} else "negative"
         yield f"no scan is {missing} under the reference (a run of {POSITIVE_RUN} slices): that verdict was not tried"
+
+
+def _few_slices(figures: Figures, limits: GateLimits) -> Iterator[str]:
+    if figures.mean_dice is None or figures.mean_dice < limits.mean_dice:
+        return
+    error = math.inf if figures.mean_dice_error is None else figures.mean_dice_error
+    if figures.mean_dice - limits.mean_dice < STANDARD_ERRORS * error:
+        yield (
+            f"{figures.positive_slices} positive slices are few to tell a mean dice of {figures.mean_dice:.4f} from "
+            f"{limits.mean_dice:g}: compare on more of them"
+        )
 
 
 def _scan_complaints(slices: Sequence[SliceParity], scans: Sequence[ScanParity]) -> Iterator[Complaint]:

@@ -15,6 +15,9 @@ BATCH_CHECKED: Final = 8
 """Slices that the candidate answers in one batch and one by one."""
 
 CONFIDENCE: Final = 0.95
+STANDARD_ERRORS: Final = 1.645
+"""One-sided 95 % of a normal distribution. Measured: the first INT8 trial has a mean dice of 0.979 over the positive
+slices of a scan, and 0.984 over ten of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +56,20 @@ LIMITS: Final[Mapping[str, GateLimits]] = MappingProxyType(
         ),
         "fp16": GateLimits(
             mean_dice=0.995,
-            min_dice=0.97,
+            min_dice=0.98,
             verdict_agreement=1.0,
-            band_difference=0.01,
-            probability_difference=0.5,
-            lesion_difference=0.01,
+            band_difference=0.002,
+            probability_difference=0.15,
+            lesion_difference=0.003,
             threshold_tolerance=1e-4,
         ),
         "int8": GateLimits(
             mean_dice=0.98,
             min_dice=0.90,
             verdict_agreement=0.99,
-            band_difference=0.05,
+            band_difference=0.03,
             probability_difference=1.0,
-            lesion_difference=0.05,
+            lesion_difference=0.03,
             threshold_tolerance=1e-6,
         ),
     }

@@ -23,6 +23,7 @@ REFERENCE_COLOUR: Final = (0.16, 0.50, 0.73)
 CANDIDATE_COLOUR: Final = (0.90, 0.49, 0.13)
 COMMON_COLOUR: Final = (0.56, 0.27, 0.68)
 _OPACITY: Final = 0.55
+_COMMON_OPACITY: Final = 0.3  # what differs is to stand out
 _MARGIN_PIXELS: Final = 24
 _LEAST_ZOOM_PIXELS: Final = 96
 
@@ -86,12 +87,12 @@ def _title(report: GateReport, expected: Answers, found: Answers) -> str:
 def _painted(image: Grey, reference: Mask, candidate: Mask) -> NDArray[np.float32]:
     """The slice in grey with masks in colour over it: float32 (512, 512, 3) in 0..1."""
     colours = np.repeat(np.clip(image, 0.0, 1.0)[..., None], 3, axis=2)
-    for where, colour in (
-        (reference & ~candidate, REFERENCE_COLOUR),
-        (candidate & ~reference, CANDIDATE_COLOUR),
-        (reference & candidate, COMMON_COLOUR),
+    for where, colour, opacity in (
+        (reference & ~candidate, REFERENCE_COLOUR, _OPACITY),
+        (candidate & ~reference, CANDIDATE_COLOUR, _OPACITY),
+        (reference & candidate, COMMON_COLOUR, _COMMON_OPACITY),
     ):
-        colours[where] = (1 - _OPACITY) * colours[where] + _OPACITY * np.array(colour, dtype=np.float32)
+        colours[where] = (1 - opacity) * colours[where] + opacity * np.array(colour, dtype=np.float32)
     return colours
 
 

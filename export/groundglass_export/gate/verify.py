@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from groundglass.errors import CheckpointError, ParityError
+from groundglass.errors import ParityError, SettingError
 from groundglass.finding import fold
 from groundglass.manifest import Manifest
 from groundglass_export.calibration import Calibration
@@ -26,7 +27,10 @@ DEFAULT_BATCH: Final = 4
 
 
 def same_decision(reference: Manifest, candidate: Manifest) -> Calibration:
-    """The thresholds and the window that both manifests state. Raises ParityError where they don't state the same."""
+    """The thresholds and the window that both manifests state.
+
+    Raises ParityError where they don't state the same, and CheckpointError for thresholds that are none.
+    """
     for what, expected, found in (
         ("thresholds", reference.calibration, candidate.calibration),
         ("window", reference.window_hu, candidate.window_hu),
@@ -36,10 +40,9 @@ def same_decision(reference: Manifest, candidate: Manifest) -> Calibration:
                 f"{candidate.file} states the {what} {dict(found)}, its reference {reference.file} {dict(expected)}: "
                 "they decide otherwise by design; export the candidate again from this reference"
             )
-    try:
-        return Calibration(**reference.calibration)  # type: ignore[arg-type]  # a mapping read from JSON
-    except (TypeError, CheckpointError) as error:
-        raise ParityError(f"the manifest of {reference.file} states no thresholds: {error}") from error
+    if set(reference.calibration) != {field.name for field in fields(Calibration)}:
+        raise ParityError(f"the manifest of {reference.file} states no thresholds: {dict(reference.calibration)}")
+    return Calibration(**reference.calibration)  # type: ignore[arg-type]  # a mapping read from JSON
 
 
 def verify(
@@ -57,31 +60,27 @@ def verify(
     done and slices in all.
 
     Raises ParityError when nothing can be compared: no slices, a reference that is not FP32, an engine that fails on a
-    batch. Everything else that is wrong is a complaint of the report.
+    batch; SettingError for a batch below 1. Everything else that is wrong is a complaint of the report.
     """
     limits = limits or _limits_of(comparison.candidate)
-    _require_work(comparison)
+    _require_work(comparison, batch)
     tally = _Tally(comparison)
     total = sum(scan.count for scan in comparison.scans)
     for done in tally.run(batch):
         progress(done, total)
     scans = tuple(tally.scan_parity(scan) for scan in comparison.scans)
-    overall = figures_of(tally.slices)
+    complaints = (*judge(tally.slices, scans, limits), *tally.incoherences(limits, calibration))
     return GateReport(
         reference=_identity(comparison.reference),
         candidate=_identity(comparison.candidate),
         limits=limits,
         slices_sha256=tally.digest.hexdigest(),
-        overall=overall,
+        overall=figures_of(tally.slices),
         scans=scans,
         slices=tuple(tally.slices),
-        complaints=(
-            *judge(tally.slices, scans, limits),
-            *tally.incoherences(limits, calibration),
-            *batch_complaints(comparison, tally.slices, limits),
-        ),
+        complaints=complaints or tuple(batch_complaints(comparison, tally.slices, limits)),
         notes=tuple(
-            notes_on(tally.slices, scans, same_file=comparison.reference.digest == comparison.candidate.digest)
+            notes_on(tally.slices, scans, limits, same_file=comparison.reference.digest == comparison.candidate.digest)
         ),
     )
 
@@ -141,7 +140,9 @@ def _limits_of(candidate: Engine) -> GateLimits:
     return LIMITS[candidate.precision]
 
 
-def _require_work(comparison: Comparison) -> None:
+def _require_work(comparison: Comparison, batch: int) -> None:
+    if batch < 1:
+        raise SettingError(f"a batch of {batch} slices asked for; it takes at least 1")
     reference, names = comparison.reference, [scan.name for scan in comparison.scans]
     if reference.precision != "fp32":
         raise ParityError(
