@@ -8,17 +8,38 @@ context was changed, memory used after it was freed. The plan that they run doub
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum, IntEnum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from groundglass_ensemble.wheel import copy_stand_ins
+
 PROFILE = ((1, 4), (4, 4), (8, 4))
 """Smallest, best and largest shape of the input."""
 
 PLAN = b"the one plan that this runtime takes"
+
+
+@contextmanager
+def assembled_modules(folder: Path) -> Iterator[SimpleNamespace]:
+    """The modules of the plan stand-in, imported from a folder as the server gets it."""
+    copy_stand_ins(folder)
+    backend = folder / "tensorrt"
+    names = ("plan_checks", "plan_file", "plan_runner", "cuda_memory")
+    sys.path.insert(0, str(backend))
+    try:
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+    finally:
+        sys.path.remove(str(backend))
+        for file in backend.glob("*.py"):
+            sys.modules.pop(file.stem, None)
 
 
 class Status(IntEnum):

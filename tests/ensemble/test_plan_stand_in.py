@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 
 from groundglass_ensemble.wheel import copy_stand_ins
-from plan_doubles import PLAN, HostCuda, HostTensorRT
+from plan_doubles import PLAN, HostContext, HostCuda, HostEngine, HostTensorRT, assembled_modules
 
 CONFIG: dict[str, Any] = {
     "max_batch_size": 8,
@@ -29,18 +27,8 @@ TARGET = {"runtime": "tensorrt", "version": "11.4.1.9", "compute_capabilities": 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """The modules of the stand-in, imported from a folder as the server gets it."""
-    folder = tmp_path_factory.mktemp("assembled")
-    copy_stand_ins(folder)
-    backend = folder / "tensorrt"
-    names = ("plan_checks", "plan_file", "plan_runner", "cuda_memory")
-    own = {file.stem for file in backend.glob("*.py")}
-    sys.path.insert(0, str(backend))
-    try:
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
-    finally:
-        sys.path.remove(str(backend))
-        for name in own:
-            sys.modules.pop(name, None)
+    with assembled_modules(tmp_path_factory.mktemp("assembled")) as modules:
+        yield modules
 
 
 @pytest.fixture
@@ -192,6 +180,45 @@ def test_a_file_that_is_no_plan_tells_the_runtimes_reason(parts: SimpleNamespace
     """What the runtime wrote to its log is the reason of the refusal."""
     with pytest.raises(parts.plan_file.PlanFailed, match="Serialization assertion failed"):
         parts.plan_file.open_plan(HostTensorRT(HostCuda()), b"no plan")
+
+
+def test_a_real_runtime_tells_its_reason(parts: SimpleNamespace) -> None:
+    """TensorRT-RTX itself, which can be imported anywhere, refuses a file that is no plan, and its log is heard."""
+    runtime = pytest.importorskip("tensorrt_rtx_bindings")
+    with pytest.raises(parts.plan_file.PlanFailed, match="Serialization"):
+        parts.plan_file.open_plan(runtime, b"no plan" * 100)
+    assert "tensorrt_rtx" in dict(parts.plan_file.installed_runtimes())
+
+
+def test_the_doubles_have_no_name_that_the_real_ones_lack() -> None:
+    """Every call and enumerator that the doubles answer exists in TensorRT-RTX's bindings."""
+    runtime = pytest.importorskip("tensorrt_rtx_bindings")
+    own = {"runtime", "addresses", "shape", "scratch", "version", "ran_version", "shape_calls"}
+    assert set(vars(HostEngine(HostTensorRT(HostCuda())))) | public(HostEngine) <= {
+        "runtime",
+        *dir(runtime.ICudaEngine),
+    }
+    context = HostContext(HostTensorRT(HostCuda()), first=True)
+    assert (set(vars(context)) | public(HostContext)) - own <= set(dir(runtime.IExecutionContext))
+    for name in ("TensorIOMode", "TensorLocation", "TensorFormat", "ExecutionContextAllocationStrategy"):
+        assert set(getattr(HostTensorRT, name).__members__) <= set(getattr(runtime, name).__members__)
+    # What the stand-in uses of TensorRT-RTX alone.
+    assert {"cuda_graph_strategy"} <= set(dir(runtime.IRuntimeConfig))
+    assert "WHOLE_GRAPH_CAPTURE" in runtime.CudaGraphStrategy.__members__
+
+
+def test_the_gpu_double_has_no_call_that_cuda_lacks() -> None:
+    """Every call of the GPU made of host memory exists in CUDA's bindings."""
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    names = {name for name in dir(HostCuda) if name.startswith("cuda")}
+    assert names <= set(dir(runtime))
+    for kind in ("cudaDeviceAttr", "cudaMemcpyKind", "cudaStreamCaptureMode"):
+        assert set(vars(getattr(HostCuda, kind))) <= set(getattr(runtime, kind).__members__)
+
+
+def public(kind: type) -> set[str]:
+    """What a class defines itself."""
+    return {name for name in vars(kind) if not name.startswith("_")}
 
 
 def test_a_failing_call_is_named(parts: SimpleNamespace) -> None:
