@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from groundglass.contract import MAX_BATCH
 from groundglass.errors import SettingError
@@ -37,7 +37,7 @@ class CudaClock:
     it keeps the GPU waiting.
     """
 
-    def __init__(self, stream: object) -> None:
+    def __init__(self, stream: Any) -> None:
         import torch
 
         self._cuda = torch.cuda

@@ -31,6 +31,6 @@ def test_a_plan_needs_a_gpu(tmp_path: Path) -> None:
     """Without a GPU one line says where a plan can be verified."""
     plan = tmp_path / "model.plan"
     plan.write_bytes(b"plan")
-    with pytest.raises(ModelError, match="a plan can be verified only where it runs: .* finds no GPU") as failure:
+    with pytest.raises(ModelError, match=r"a plan can be verified only where it runs: .* finds no GPU") as failure:
         PlanEngine(plan)
     assert "\n" not in str(failure.value)
