@@ -15,6 +15,9 @@ import torch
 from contenders import Absent, Contender, Models, Prepare, Run, make_images, served_network
 
 from groundglass.contract import IMAGE, UNET
+from groundglass_export.plan import PlanSettings, build_plan, write_plan
+from groundglass_export.plan_engine import PlanEngine
+from groundglass_export.plan_inspection import require_precision
 
 
 def torch_half(models: Models) -> Prepare:
@@ -97,16 +100,11 @@ def _torch_on_gpu(models: Models, network: Any) -> Prepare:
 
 
 def _plan(models: Models, runtime: str) -> Prepare:
-    from groundglass_export.plan import PlanSettings, build_plan
-
-    from groundglass_export.plan_engine import PlanEngine
-
     largest = models.largest_batch
-    settings = PlanSettings(runtime=runtime, batch=(1, largest, largest))
+    plan = build_plan(models.fp16_graph, PlanSettings(runtime=runtime, batch=(1, largest, largest)))
+    require_precision(plan.precision, "fp16")
     with tempfile.TemporaryDirectory(prefix="groundglass-benchmark-") as folder:
-        path = Path(folder) / "model.plan"
-        path.write_bytes(build_plan(models.fp16_graph, settings).content)
-        engine = PlanEngine(path)
+        engine = PlanEngine(write_plan(plan, Path(folder) / "model.plan"))
 
     def prepare(batch: int) -> Run:
         bound = engine.bind(batch)

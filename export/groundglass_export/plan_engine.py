@@ -6,8 +6,8 @@ with that runtime.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -21,8 +21,9 @@ from groundglass.contract import ANY, IMAGE, LESION_PIXELS, MASK, SLICE_POSITIVE
 from groundglass.errors import ModelError, RepositoryError
 from groundglass.manifest import check_digest, file_digest, manifest_path, read_manifest
 from groundglass_export.engine import LOGITS, Answers, probability_of
+from groundglass_export.plan_reports import BuildLog
+from groundglass_export.tensorrt_runtime import RUNTIMES, TensorRt, load_tensorrt, new_logger
 
-_MODULES: Final = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 _TORCH_TYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
     {
         "FLOAT": torch.float32,
@@ -38,10 +39,10 @@ _CONTRACT_TYPES: Final = MappingProxyType({"FP32": "FLOAT", "INT32": "INT32", "U
 class BoundPlan:
     """A plan with buffers for one batch size. ``inputs`` and ``outputs`` are CUDA tensors, by name."""
 
-    def __init__(self, runtime: Any, engine: Any, batch: int) -> None:
+    def __init__(self, runtime: TensorRt, engine: Any, batch: int) -> None:
         self._context = _new_context(runtime, engine)
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        kinds = {name: engine.get_tensor_mode(name) == runtime.TensorIOMode.INPUT for name in names}
+        kinds = {name: engine.get_tensor_mode(name) == runtime.api.TensorIOMode.INPUT for name in names}
         for name in names:
             if kinds[name] and not self._context.set_input_shape(name, (batch, *engine.get_tensor_shape(name)[1:])):
                 raise ModelError(f"the plan took no batch of {batch} for {name}")
@@ -73,13 +74,13 @@ class PlanEngine:
         self.precision = _stated_precision(path)
         self._runtime, self._engine, self._kept = _opened(path)
         self.digest = file_digest(path)
-        self.batches = _checked_batches(path, self._runtime, self._engine)
+        self.batches = _checked_batches(path, self._engine)
         self._bound: dict[int, BoundPlan] = {}
 
     @property
     def runtime(self) -> str:
         """The runtime and its version, for a report."""
-        return f"{self._runtime.__name__} {self._runtime.__version__}"
+        return self._runtime.title
 
     def bind(self, batch: int) -> BoundPlan:
         """Buffers for ``batch`` slices, made on first use. Raises ModelError for a batch outside the plan's profile."""
@@ -105,7 +106,8 @@ class PlanEngine:
             stream.synchronize()
             found = {name: tensor.cpu().numpy() for name, tensor in bound.outputs.items()}
         except RuntimeError as error:  # torch reports CUDA's errors so
-            raise ModelError(f"{self._path} failed on a batch of {len(images)}: {error}") from error
+            reason = next(iter(str(error).splitlines()), "no reason was given")
+            raise ModelError(f"{self._path} failed on a batch of {len(images)}: {reason}") from error
         return Answers(
             mask=np.unpackbits(found[MASK.name], axis=2).view(np.bool_),
             pixels=found[LESION_PIXELS.name][:, 0],
@@ -114,52 +116,48 @@ class PlanEngine:
         )
 
 
-def _opened(path: Path) -> tuple[Any, Any, Any]:
-    """The runtime's module, the engine, and what must outlive it."""
+def _opened(path: Path) -> tuple[TensorRt, Any, Any]:
+    """The runtime, the engine, and what must outlive it."""
     if not path.is_file():
         raise ModelError(f"{path}: no such file; expected a TensorRT plan")
-    if manifest_path(path).exists():
-        check_digest(path, read_manifest(path))
+    manifest = read_manifest(path) if manifest_path(path).exists() else None
+    if manifest is not None:
+        check_digest(path, manifest)
     if not torch.cuda.is_available():
         raise ModelError(
             f"a plan can be verified only where it runs: torch {torch.__version__} finds no GPU here, which {path} "
             "needs; verify it on the machine that serves it, with a torch built for CUDA"
         )
-    runtimes = _runtimes()
-    if not runtimes:
-        raise ModelError(
-            f"a plan can be verified only where it runs: no TensorRT runtime is installed, which {path} needs; pip "
-            "install tensorrt (the version that built it), or TensorRT-RTX's wheels"
-        )
-    for runtime in runtimes:
-        logger = runtime.Logger(runtime.Logger.ERROR)
-        opener = runtime.Runtime(logger)
+    refusals = []
+    for runtime in _runtimes(str(manifest.target.get("runtime", "auto")) if manifest is not None else "auto"):
+        log = BuildLog()
+        logger = new_logger(runtime, log)
+        opener = runtime.api.Runtime(logger)
         engine = opener.deserialize_cuda_engine(path.read_bytes())
         if engine is not None:
             return runtime, engine, (logger, opener)
-    tried = " and ".join(f"{runtime.__name__} {runtime.__version__}" for runtime in runtimes)
+        refusals.append(f"{runtime.title} ({log.complaint()})")
     major, minor = torch.cuda.get_device_capability()
     raise ModelError(
-        f"{path} was refused by {tried} on {torch.cuda.get_device_name()} (compute capability {major}.{minor}): build "
-        "it here, with the runtime that serves it"
+        f"{path} was refused by {' and by '.join(refusals)} on {torch.cuda.get_device_name()} (compute capability "
+        f"{major}.{minor}): build it here, with the runtime that serves it"
     )
 
 
-def _runtimes() -> list[Any]:
+def _runtimes(named: str) -> list[TensorRt]:
+    """The runtime that a manifest names, or else all that are installed. Raises ModelError when there is none."""
     found = []
-    for name in _MODULES:
-        try:
-            found.append(importlib.import_module(name))
-        except (ImportError, OSError):  # not installed, or its shared library isn't
-            continue
-    return found
+    for name in RUNTIMES[1:] if named == "auto" else (named,):
+        with suppress(ModelError):
+            found.append(load_tensorrt(name))
+    return found or [load_tensorrt(named)]  # raises, and says what to install
 
 
-def _new_context(runtime: Any, engine: Any) -> Any:
+def _new_context(runtime: TensorRt, engine: Any) -> Any:
     """TensorRT-RTX compiles kernels for a shape while it runs, and captures CUDA graphs by itself when asked to."""
-    if hasattr(runtime, "CudaGraphStrategy"):
+    if runtime.is_rtx:
         config = engine.create_runtime_config()
-        config.cuda_graph_strategy = runtime.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        config.cuda_graph_strategy = runtime.api.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         context = engine.create_execution_context(config)
     else:
         context = engine.create_execution_context()
@@ -177,7 +175,7 @@ def _stated_precision(path: Path) -> str:
     return "fp32" if stated == "fp32" else "fp16"
 
 
-def _checked_batches(path: Path, runtime: Any, engine: Any) -> tuple[int, int]:
+def _checked_batches(path: Path, engine: Any) -> tuple[int, int]:
     """The batches that the plan takes, once its tensors are found to be the contract's."""
     names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
     for tensor in (*UNET.inputs, *UNET.outputs):

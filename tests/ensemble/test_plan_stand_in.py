@@ -9,10 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf.json_format import MessageToDict
 
+import probe_network
+from groundglass.contract import MAX_BATCH
+from groundglass_ensemble.repository import read_config
 from groundglass_ensemble.wheel import copy_stand_ins
+from groundglass_export.plan import PlanSettings, build_plan
 from plan_doubles import PLAN, HostContext, HostCuda, HostEngine, HostTensorRT, assembled_modules
 
+MODELS = Path(__file__).parents[2] / "model_repository"
 CONFIG: dict[str, Any] = {
     "max_batch_size": 8,
     "input": [{"name": "IN", "data_type": "TYPE_FP32", "dims": ["4"]}],
@@ -287,6 +293,7 @@ def test_tensors_that_numpy_or_the_buffers_cannot_hold_are_refused(parts: Simple
         ({**TARGET, "compute_capabilities": ["8.0"], "hardware_compatibility": "AMPERE_PLUS"}, {}),
         ({**TARGET, "compute_capabilities": ["8.0"], "hardware_compatibility": True}, {"capability": (12, 0)}),
         ({**TARGET, "version": "11.0.0.1", "version_compatible": True}, {}),
+        ({**TARGET, "version": "10.16.1.11", "version_compatible": True}, {}),
     ],
 )
 def test_a_plan_built_for_this_machine_is_accepted(
@@ -304,7 +311,8 @@ def test_a_plan_built_for_this_machine_is_accepted(
         (TARGET, {"runtime": "tensorrt_rtx"}, "built for TensorRT 11.4.1.9, and this server has TensorRT-RTX"),
         ({**TARGET, "hardware_compatibility": "ampere_plus"}, {"capability": (8, 6)}, "has 8.6"),
         ({**TARGET, "hardware_compatibility": "same_compute_capability"}, {"capability": (12, 0)}, "has 12.0"),
-        ({**TARGET, "version": "10.1.0.1", "version_compatible": True}, {}, "10.1.0.1, and this server has 11.4.1.9"),
+        ({**TARGET, "version": "11.10.0.1", "version_compatible": True}, {}, "11.10.0.1, and this server has 11.4.1.9"),
+        ({**TARGET, "version": "new", "version_compatible": True}, {}, "manifest of model.plan is damaged: .*'new'"),
         ({**TARGET, "compute_capabilities": ["sm90"]}, {}, "manifest of model.plan is damaged: .*'sm90'"),
     ],
 )  # fmt: skip
@@ -314,3 +322,22 @@ def test_a_plan_built_for_another_machine_is_refused(
     """Another runtime, version or GPU is told with both sides, before the plan is opened."""
     with pytest.raises(RuntimeError, match=words):
         parts.plan_checks.check_target(Path("model.plan"), target, machine(parts, **here))
+
+
+def test_what_the_builder_writes_the_stand_in_understands(parts: SimpleNamespace) -> None:
+    """A plan built by the exporter is accepted on the GPUs of its manifest and with the reviewed config's tensors."""
+    pytest.importorskip("tensorrt_rtx_bindings")
+    checks, path = parts.plan_checks, Path("model.plan")
+    plan = build_plan(probe_network.unet(), PlanSettings(runtime="tensorrt_rtx", batch=(1, 2, MAX_BATCH)))
+    ada = machine(parts, runtime=plan.runtime, version=plan.version, capability=(8, 9))
+    checks.check_target(path, plan.target, ada)
+    turing = machine(parts, runtime=plan.runtime, version=plan.version, capability=(7, 5))
+    with pytest.raises(RuntimeError, match=r"compute capability 8\.0 and later, and NVIDIA H200 has 7\.5"):
+        checks.check_target(path, plan.target, turing)
+    sizes = {True: ((1, 1, 512, 512), (MAX_BATCH, 1, 512, 512)), False: ((), ())}
+    tensors = [
+        checks.PlanTensor(t.name, "input" if t.is_input else "output", t.datatype, t.shape, *sizes[t.is_input])
+        for t in plan.tensors
+    ]
+    config = MessageToDict(read_config(MODELS / "unet" / "config.pbtxt"), preserving_proto_field_name=True)
+    checks.check_plan(config, tensors)

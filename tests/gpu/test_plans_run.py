@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,9 @@ import pytest
 from onnx import TensorProto, helper
 
 import probe_network
+from calls import infer
 from groundglass.contract import IMAGE_SIDE
+from groundglass_ensemble.embedded import EmbeddedTriton, ServeSettings
 from groundglass_export.engine import OnnxEngine
 from groundglass_export.plan_engine import PlanEngine
 from plan_doubles import assembled_modules
@@ -21,6 +24,15 @@ from plan_doubles import assembled_modules
 pytestmark = pytest.mark.gpu
 
 MAX_BATCH = 8
+CONFIG = """
+backend: "tensorrt"
+default_model_filename: "model.plan"
+max_batch_size: 8
+input [ { name: "IN" data_type: TYPE_FP32 dims: [ 4 ] } ]
+output [ { name: "DOUBLE" data_type: TYPE_FP32 dims: [ 4 ] } ]
+instance_group [ { count: 1 kind: KIND_GPU } ]
+dynamic_batching { max_queue_delay_microseconds: 200000 }
+"""
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +121,20 @@ def test_the_plan_engine_answers_as_onnx_runtime_does(parts: SimpleNamespace, tm
         np.testing.assert_array_equal(found.mask, expected.mask)
         np.testing.assert_array_equal(found.pixels, expected.pixels)
         np.testing.assert_array_equal(found.positive, expected.positive)
+
+
+@pytest.mark.triton
+def test_a_real_server_serves_a_plan(parts: SimpleNamespace, tmp_path: Path) -> None:
+    """The embedded Triton loads a plan through the stand-in, and requests that share a batch get their own rows."""
+    folder = tmp_path / "repository" / "doubling"
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(CONFIG)
+    (folder / "1" / "model.plan").write_bytes(built(parts.runtime, doubling(), "IN", (4,)))
+    with EmbeddedTriton(ServeSettings(folder.parent)) as server, ThreadPoolExecutor(4) as pool:
+
+        def ask(number: int) -> None:
+            values = np.full((1 + number % 2, 4), number, np.float32)
+            np.testing.assert_array_equal(infer(server.grpc_address, "doubling", {"IN": values})["DOUBLE"], values * 2)
+
+        for _ in range(3):
+            list(pool.map(ask, range(4)))

@@ -72,16 +72,18 @@ def check_target(path: Path, target: Mapping[str, Any], machine: Machine) -> Non
             f"{RUNTIME_TITLES[machine.runtime]} {machine.version}: install that runtime, or build the plan where it "
             "is served"
         )
-    if not _versions_fit(version, machine.version, bool(target.get("version_compatible"))):
+    if not _versions_fit(path, str(version), machine.version, bool(target.get("version_compatible"))):
         raise RuntimeError(
             f"{path} was built with {RUNTIME_TITLES[runtime]} {version}, and this server has {machine.version}: build "
             "the plan where it is served"
         )
-    capabilities = [_capability(path, text) for text in target.get("compute_capabilities", ())]
-    if capabilities and not _gpu_fits(capabilities, machine.capability, target.get("hardware_compatibility")):
+    built, upwards = target.get("compute_capabilities", ()), _is_ampere_plus(target.get("hardware_compatibility"))
+    capabilities = [_capability(path, text) for text in built]
+    if capabilities and not _gpu_fits(capabilities, machine.capability, upwards):
         raise RuntimeError(
-            f"{path} was built for compute capability {', '.join(map(_dotted, capabilities))}, and {machine.gpu} has "
-            f"{_dotted(machine.capability)}: build the plan on the GPU that serves it"
+            f"{path} was built for compute capability {', '.join(map(_dotted, capabilities))}"
+            f"{' and later' if upwards else ''}, and {machine.gpu} has {_dotted(machine.capability)}: build the plan "
+            "for the GPU that serves it"
         )
 
 
@@ -139,15 +141,28 @@ def _check_batch(max_batch_size: int, inputs: Sequence[PlanTensor]) -> None:
             )
 
 
-def _versions_fit(built: str, here: str, version_compatible: bool) -> bool:
-    """A version-compatible plan runs on every release of its major version, any other one on its own release only."""
-    return built == here or (version_compatible and built.split(".")[0] == here.split(".")[0])
+def _versions_fit(path: Path, built: str, here: str, version_compatible: bool) -> bool:
+    """A version-compatible plan runs on the version that built it and on later ones, any other one on its own only.
+
+    https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/engine-compatibility.html
+    """
+    return built == here or (version_compatible and _numbers(path, built) <= _numbers(path, here))
 
 
-def _gpu_fits(built: Sequence[tuple[int, int]], here: tuple[int, int], compatibility: object) -> bool:
-    """``compatibility`` as TensorRT's HardwareCompatibilityLevel names it, in any case; a plain True is Ampere+."""
-    ampere_plus = compatibility is True or str(compatibility).lower() == "ampere_plus"
-    return here in built or (ampere_plus and here >= max(_AMPERE, min(built)))
+def _numbers(path: Path, version: str) -> tuple[int, ...]:
+    parts = version.split(".")
+    if not all(part.isdigit() for part in parts):
+        raise RuntimeError(f"the manifest of {path} is damaged: version {version!r}, expected one like '11.4.1.9'")
+    return tuple(map(int, parts))
+
+
+def _is_ampere_plus(compatibility: object) -> bool:
+    """As TensorRT's HardwareCompatibilityLevel names it, in any case; a plain True is the same."""
+    return compatibility is True or str(compatibility).lower() == "ampere_plus"
+
+
+def _gpu_fits(built: Sequence[tuple[int, int]], here: tuple[int, int], upwards: bool) -> bool:
+    return here in built or (upwards and here >= max(_AMPERE, min(built)))
 
 
 def _capability(path: Path, text: object) -> tuple[int, int]:
