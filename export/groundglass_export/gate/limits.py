@@ -67,11 +67,21 @@ LIMITS: Final[Mapping[str, GateLimits]] = MappingProxyType(
             mean_dice=0.98,
             min_dice=0.90,
             verdict_agreement=0.99,
-            band_difference=0.03,
+            band_difference=0.04,
             probability_difference=1.0,
             lesion_difference=0.03,
             threshold_tolerance=1e-6,
         ),
     }
 )
-"""By :attr:`Engine.precision`."""
+"""By :attr:`Engine.precision`. Dice and verdicts say what must hold; the other bounds are set by measurement on real
+slices (onnxruntime 1.32 on a CPU, November 2026), to catch what dice does not.
+
+- fp32: the same weights stored otherwise differ by exactly 0. With one of 728 channels of one layer zeroed, dice is
+  still 0.9999, and probabilities in lesions differ by 2e-4 on average.
+- fp16: with every layer's output rounded to FP16 and sums in FP32, 4e-4 in lesions, 0.027 at most, dice of the worst
+  slice 0.9992. With noise of 30 % on the least sensitive of nine layers tried, 3.6e-3 in lesions, dice 0.998.
+- int8: a first trial that just failed (mean dice 0.979) had 0.033 in lesions, 0.96 at most (so single pixels are no
+  measure here), 0.916 as dice of its worst slice, and 1.8 % fewer lesion pixels. A damage that does less than that is
+  not told from quantization.
+"""
