@@ -16,6 +16,7 @@ from typing import Annotated, Final, NoReturn
 
 import typer
 
+from groundglass.cli.evaluating import evaluate
 from groundglass.cli.exporting import export_app
 from groundglass.cli.serving import serve
 from groundglass.cli.studies import analyze, phantom
@@ -37,6 +38,9 @@ app.add_typer(export_app, name="export")
 app.command(
     epilog="Example: groundglass train --recipe export/recipes/reference.toml --data data/ --minutes 90 --out runs/1"
 )(train)
+app.command(
+    epilog="Example: groundglass evaluate --set export/evaluation/reference.toml --data data/ --server localhost:8001"
+)(evaluate)
 
 
 def main() -> None:
