@@ -15,27 +15,12 @@ import psutil
 import pytest
 from PIL import Image
 
+from command import assert_one_clear_line, groundglass
 from groundglass_ensemble.embedded import EmbeddedTriton
 from groundglass_ensemble.keeper import SHARED_MEMORY
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "report.schema.json").read_text())
 PNG_SIGNATURE = b"\x89PNG"
-
-
-def groundglass(*arguments: str | Path, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end."""
-    command = [sys.executable, "-m", "groundglass", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
-
-
-def assert_one_clear_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    """Exit code 1, nothing on stdout, and one line on stderr that holds the words."""
-    assert done.returncode == 1, done.stderr
-    assert done.stdout == ""
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("groundglass: ")
-    for word in words:
-        assert word in line
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,19 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: bar.advance(task, count)
 
 
+@contextmanager
+def phases(label: str) -> Iterator[Callable[[str, float], None]]:
+    """A progress bar for work in phases; gives the function to call with the phase and the share of it done, 0..1."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(label, total=1.0)
+        yield lambda phase, share: bar.update(task, description=f"{label}: {phase}", completed=share)
+
+
 def increments(advance: Callable[[int], None]) -> Callable[[int], None]:
     """For those who tell how far they are, in place of how much is new."""
     done = 0
