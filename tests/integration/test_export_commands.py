@@ -182,7 +182,7 @@ def test_a_failed_export_leaves_the_old_file(reference: Path, study: Path, tmp_p
         (["fp16", "--model", "{reference}", "--out", "x.onnx", "--study", "{reference}"], ["model.onnx"]),
         (["fp16", "--model", "{half}", "--out", "x.onnx"], ["in fp16; expected unet in fp32"]),
         (["int8", "--model", "{reference}", "--out", "x.onnx", "--calibrate", "nowhere"], ["nowhere"]),
-        (["int8", "--model", "{reference}", "--out", "x.onnx", "--weight-bits", "4"], ["weight_bits is 4"]),
+        (["int8", "--model", "{reference}", "--out", "x.onnx", "--headroom", "0.5"], ["headroom is 0.5"]),
         (["int8", "--model", "{reference}", "--out", "x.onnx", "--keep-float", "conv9"], ["conv9"]),
         (["tensorrt", "--model", "nowhere.onnx", "--out", "x.plan"], ["nowhere.onnx", "no such file"]),
         (["tensorrt", "--model", "{half}", "--out", "x.plan", "--batch", "16"], ["--batch 16", "MIN:OPT:MAX"]),

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -17,6 +17,9 @@ from groundglass.errors import SettingError
 if TYPE_CHECKING:
     from groundglass_export.derivation import Proof, Reference
     from groundglass_export.gate import GateScan
+
+PHANTOM_HEADROOM: Final = 1.5
+"""A phantom varies less than patients do. Measured with P001 unseen: mean dice against FP32 0.987, with 1.0 less."""
 
 export_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Turn a checkpoint into served models.")
 
@@ -83,13 +86,20 @@ def export_int8(
     keep_float: Annotated[
         list[str], typer.Option(help="Name of a convolution that shall stay in float; repeat for several.")
     ] = [],  # noqa: B006
-    weight_bits: Annotated[int, typer.Option(help="7, or 8 for CPUs with VNNI only: others overflow.")] = 7,
+    headroom: Annotated[
+        float | None, typer.Option(help="Ranges are this many times what was seen. Default: 1, for a phantom 1.5.")
+    ] = None,
+    vnni_only: Annotated[
+        bool, typer.Option("--vnni-only", help="All 8 bits of every weight: wrong on CPUs without VNNI.")
+    ] = False,
 ) -> None:
     """Quantize the FP32 graph to INT8 and write it if the parity gate finds it equivalent."""
     with extra("export"):
         from groundglass_export.conversions import export_int8
         from groundglass_export.int8 import Int8Settings
-    settings = Int8Settings(weight_bits=weight_bits, keep_float=tuple(keep_float))
+    if headroom is None:
+        headroom = 1.0 if calibrate else PHANTOM_HEADROOM
+    settings = Int8Settings(vnni_only=vnni_only, headroom=headroom, keep_float=tuple(keep_float))
     with _proof(model, study, evidence, preprocess) as (reference, proof), opened_scans(calibrate) as calibration:
         report, _ = export_int8(reference, out, proof, calibration, settings, slices=slices)
     print(report.as_text())
