@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,17 @@ def data_root() -> Path:
 def probe_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project's model repository with the probe network in place of the real one. Shared: don't change it."""
     return build_repository(PROJECT / "model_repository", tmp_path_factory.mktemp("probe") / "repository")
+
+
+@pytest.fixture(scope="session")
+def fp32_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's model repository with the shipped checkpoint in FP32, the reference. Shared: don't change it."""
+    from groundglass_export.onnx_export import export_onnx
+
+    repository = tmp_path_factory.mktemp("fp32") / "repository"
+    shutil.copytree(PROJECT / "model_repository", repository)
+    export_onnx(PROJECT / "export" / "weights" / "groundglass_unet.safetensors", repository)
+    return repository
 
 
 @pytest.fixture(scope="session")

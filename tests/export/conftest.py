@@ -39,9 +39,9 @@ def checkpoint_file(random_checkpoint: Checkpoint, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="session")
-def shipped_unet() -> onnx.ModelProto:
-    """The FP32 ``unet`` of the model repository."""
-    return onnx.load(Path(__file__).parents[2] / "model_repository" / "unet" / "1" / "model.onnx")
+def shipped_unet(fp32_repository: Path) -> onnx.ModelProto:
+    """The shipped checkpoint's ``unet`` in FP32."""
+    return onnx.load(fp32_repository / "unet" / "1" / "model.onnx")
 
 
 @pytest.fixture(scope="session")

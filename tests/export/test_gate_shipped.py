@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from groundglass.errors import ParityError
-from groundglass.manifest import read_manifest
+from groundglass.manifest import Source, file_digest, read_manifest
 from groundglass_client.intake import decode_hu, open_study
 from groundglass_client.phantom import PhantomSettings, write_phantom
 from groundglass_export.engine import Answers, Engine, OnnxEngine, OnnxPreprocess
@@ -22,8 +22,9 @@ from groundglass_export.gate.picture import write_picture
 
 pytestmark = pytest.mark.slow
 
-REPOSITORY = Path(__file__).parents[2] / "model_repository"
-UNET = REPOSITORY / "unet" / "1" / "model.onnx"
+SERVED = Path(__file__).parents[2] / "model_repository" / "unet" / "1" / "model.onnx"
+Compare = Callable[[onnx.ModelProto, GateScan], Comparison]
+
 REAL_SLICES = (4, 56, 92)
 PHANTOM_SLICES = (1, 7, 16)
 DAMAGED_LAYER = 50
@@ -46,9 +47,23 @@ class _Remembering:
 
 
 @pytest.fixture(scope="module")
-def reference() -> Engine:
-    """The shipped FP32 network."""
-    return _Remembering(OnnxEngine(UNET))
+def reference(fp32_repository: Path) -> Engine:
+    """The shipped network in FP32."""
+    return _Remembering(OnnxEngine(fp32_repository / "unet" / "1" / "model.onnx"))
+
+
+@pytest.fixture(scope="module")
+def preprocess(fp32_repository: Path) -> OnnxPreprocess:
+    """What makes its images."""
+    return OnnxPreprocess(fp32_repository / "preprocess" / "1" / "model.onnx")
+
+
+@pytest.fixture
+def model(shipped_unet: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of its graph, to be changed."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(shipped_unet)
+    return copy
 
 
 def _scan(name: str, study_path: Path, indices: tuple[int, ...]) -> GateScan:
@@ -89,22 +104,24 @@ def _zero_a_channel(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     return damaged
 
 
-def _damaged(damage: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> onnx.ModelProto:
-    model = onnx.load(UNET)
+def _damaged(model: onnx.ModelProto, damage: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> onnx.ModelProto:
     tensor = _weights(model, DAMAGED_LAYER)
     value = numpy_helper.to_array(tensor)
     tensor.CopyFrom(numpy_helper.from_array(damage(value.astype(np.float32)).astype(value.dtype), tensor.name))
     return model
 
 
-def _compare(reference: Engine, candidate: onnx.ModelProto, scan: GateScan) -> Comparison:
-    preprocess = OnnxPreprocess(REPOSITORY / "preprocess" / "1" / "model.onnx")
-    return Comparison(reference, OnnxEngine(candidate, name="candidate"), preprocess, [scan])
+@pytest.fixture
+def compare(reference: Engine, preprocess: OnnxPreprocess) -> Compare:
+    """Compares a graph with the network on a scan."""
+    return lambda candidate, scan: Comparison(reference, OnnxEngine(candidate, name="candidate"), preprocess, [scan])
 
 
-def test_noise_on_one_layer_fails_with_its_picture(reference: Engine, real_scan: GateScan, tmp_path: Path) -> None:
+def test_noise_on_one_layer_fails_with_its_picture(
+    compare: Compare, model: onnx.ModelProto, real_scan: GateScan, tmp_path: Path
+) -> None:
     """30 % of noise on one of 85 layers: refused, by the limits of FP16 too, in a line that names slice and picture."""
-    comparison = _compare(reference, _damaged(_noise), real_scan)
+    comparison = compare(_damaged(model, _noise), real_scan)
     report = verify(comparison)
     assert report.overall.positive_slices == 2
     picture = write_picture(report, comparison, tmp_path / "worst.png")
@@ -114,17 +131,20 @@ def test_noise_on_one_layer_fails_with_its_picture(reference: Engine, real_scan:
     assert list(judge(report.slices, report.scans, LIMITS["fp16"]))
 
 
-def test_a_missing_channel_fails_on_the_phantom(reference: Engine, phantom_scan: GateScan) -> None:
+def test_a_missing_channel_fails_on_the_phantom(
+    compare: Compare, model: onnx.ModelProto, phantom_scan: GateScan
+) -> None:
     """One of 728 channels gone in one layer leaves dice at 0.9999: the probabilities show it."""
-    report = verify(_compare(reference, _damaged(_zero_a_channel), phantom_scan))
+    report = verify(compare(_damaged(model, _zero_a_channel), phantom_scan))
     assert report.overall.positive_slices == 2
     with pytest.raises(ParityError, match="mean difference of probability in lesions"):
         require(report)
 
 
-def test_the_same_weights_stored_in_fp32_pass(reference: Engine, phantom_scan: GateScan) -> None:
+def test_the_same_weights_stored_in_fp32_pass(
+    compare: Compare, model: onnx.ModelProto, phantom_scan: GateScan, fp32_repository: Path
+) -> None:
     """Another way of storage changes nothing, thresholds included."""
-    model = onnx.load(UNET)
     casts = {node.input[0]: node for node in model.graph.node if node.op_type == "Cast"}
     for tensor in model.graph.initializer:
         cast = casts.get(tensor.name)
@@ -132,7 +152,33 @@ def test_the_same_weights_stored_in_fp32_pass(reference: Engine, phantom_scan: G
             value = numpy_helper.to_array(tensor).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(value, cast.output[0]))
             model.graph.node.remove(cast)
-    manifest = read_manifest(UNET)
-    report = verify(_compare(reference, model, phantom_scan), calibration=same_decision(manifest, manifest))
+    manifest = read_manifest(fp32_repository / "unet" / "1" / "model.onnx")
+    report = verify(compare(model, phantom_scan), calibration=same_decision(manifest, manifest))
     assert report.passed, report.as_text()
     assert report.overall.mean_dice == 1.0
+
+
+def test_what_the_cpu_serves_passes_on_real_slices(
+    reference: Engine, preprocess: OnnxPreprocess, data_root: Path
+) -> None:
+    """The shipped INT8 graph on every seventh slice of P001: equivalent, with the thresholds of its reference."""
+    scan = _scan("P001", data_root / "covid_ct_md" / "P001", tuple(range(20, 132, 7)))
+    report = verify(Comparison(reference, OnnxEngine(SERVED), preprocess, [scan]))
+    assert report.candidate.precision == "int8"
+    assert report.overall.positive_slices > 5
+    assert report.passed, report.as_text()
+
+
+def test_what_the_cpu_serves_comes_from_the_shipped_checkpoint(fp32_repository: Path) -> None:
+    """Its manifest names the checkpoint and the FP32 graph that the export gives today, by digest, and its proof."""
+    fp32 = fp32_repository / "unet" / "1" / "model.onnx"
+    manifest, expected = read_manifest(SERVED), read_manifest(fp32)
+    if any(manifest.versions[package] != expected.versions[package] for package in ("torch", "onnx", "onnxscript")):
+        pytest.skip("other versions of torch, onnx or onnxscript give other bytes")
+    assert manifest.sources == (*expected.sources, Source("fp32", "model.onnx", file_digest(fp32)))
+    assert same_decision(expected, manifest)
+    assert manifest.parity["passed"]
+    assert manifest.parity["slices"] > 300
+    assert manifest.parity["mean_dice"] >= 0.98
+    assert manifest.parity["verdict_agreement"] >= 0.99
+    assert manifest.parity["scan_verdicts_differing"] == 0

@@ -49,9 +49,9 @@ def little() -> Int8Model:
 
 
 @pytest.fixture(scope="module")
-def unet() -> onnx.ModelProto:
-    """The shipped network."""
-    return onnx.load(UNET)
+def unet(shipped_unet: onnx.ModelProto) -> onnx.ModelProto:
+    """The shipped network in FP32."""
+    return shipped_unet
 
 
 @pytest.fixture(scope="module")

@@ -129,12 +129,11 @@ def test_a_server_gives_the_figures_of_its_graph(
 @pytest.mark.triton
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_checkpoint_graph_and_server_give_the_same_figures(root: Path) -> None:
-    """The shipped network, three ways: every mask, count and verdict is the same, and so is every figure."""
-    repository = PROJECT / "model_repository"
-    graph = evaluated(root / "short.toml", "--model", repository / "unet" / "1" / "model.onnx")
+def test_checkpoint_graph_and_server_give_the_same_figures(root: Path, fp32_repository: Path) -> None:
+    """The shipped network in FP32, three ways: every mask, count, verdict and figure is the same."""
+    graph = evaluated(root / "short.toml", "--model", fp32_repository / "unet" / "1" / "model.onnx")
     checkpoint = evaluated(root / "short.toml", "--checkpoint", CHECKPOINT)
-    with EmbeddedTriton(ServeSettings(repository)) as triton:
+    with EmbeddedTriton(ServeSettings(fp32_repository)) as triton:
         served = evaluated(root / "short.toml", "--server", triton.grpc_address)
     assert figures(graph) == figures(checkpoint) == figures(served)
     assert graph["model"]["checkpoint_sha256"] == checkpoint["model"]["sha256"]
