@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 
-def groundglass(*arguments: str | Path, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end."""
+def groundglass(
+    *arguments: str | Path, timeout_s: float = 120, largest_file_bytes: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end. A file that grows beyond ``largest_file_bytes`` fails, as on a full disk."""
     command = [sys.executable, "-m", "groundglass", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    limit = [] if largest_file_bytes is None else ["prlimit", f"--fsize={largest_file_bytes}"]
+    return subprocess.run([*limit, *command], capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
 def assert_one_clear_line(done: subprocess.CompletedProcess[str], *words: str) -> None:

@@ -211,3 +211,20 @@ def test_a_changed_reference_is_refused(reference: Path, study: Path, tmp_path: 
     model.write_bytes(model.read_bytes() + b"\0")
     done = groundglass("export", "fp16", "--model", model, "--out", tmp_path / "x.onnx", "--study", study)
     assert_one_clear_line(done, "model.onnx is not the file of its manifest")
+
+
+@pytest.mark.skipif(shutil.which("prlimit") is None, reason="prlimit (util-linux) limits the size of files")
+@pytest.mark.parametrize("command", ["int8", "tensorrt"])
+def test_a_full_disk_leaves_the_old_file(
+    command: str, reference: Path, half: Path, study: Path, tmp_path: Path
+) -> None:
+    """Writing fails in the middle of the file: one line that names it, the old file whole, nothing beside it."""
+    out = tmp_path / "model"
+    out.write_bytes(b"the old one")
+    arguments = ["--model", half if command == "tensorrt" else reference, "--out", out]
+    if command == "int8":
+        arguments += ["--study", study, "--calibrate", study, "--slices", "1", "--evidence", tmp_path / "evidence"]
+    done = groundglass("export", command, *arguments, largest_file_bytes=1000)
+    assert_one_clear_line(done, f"{out} was not written", "File too large")
+    assert out.read_bytes() == b"the old one"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
