@@ -1,5 +1,6 @@
 """The command line as its users meet it: results on stdout, one clear line when it fails, nothing left behind."""
 
+import functools
 import json
 import shutil
 import signal
@@ -130,7 +131,9 @@ def test_serve_stops_in_order_and_leaves_nothing(probe_repository: Path, number:
     command = [sys.executable, "-m", "groundglass", "serve", "--repository", str(probe_repository)]
     ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
     before = set(SHARED_MEMORY.iterdir())
-    process = subprocess.Popen([*command, *ports], stdout=subprocess.PIPE, text=True)
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start with them.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen([*command, *ports], stdout=subprocess.PIPE, text=True, preexec_fn=heed)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("ready: gRPC 127.0.0.1:")
     family = psutil.Process(process.pid).children(recursive=True)
