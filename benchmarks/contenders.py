@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from groundglass.contract import IMAGE
+from groundglass_export.graph_types import one_line
 
 Run = Callable[[], object]
 """Runs one batch: done when it returns on a CPU, enqueued when it returns on a GPU."""
@@ -102,9 +103,4 @@ def open_contender(contender: Contender, models: Models) -> Prepare:
     try:
         return contender(models)
     except Exception as error:  # the engines' libraries share no root of their errors
-        raise Absent(first_line(error)) from error
-
-
-def first_line(error: Exception) -> str:
-    """For a list of one line each."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise Absent(one_line(error)) from error

@@ -16,13 +16,14 @@ from typing import Annotated
 
 import typer
 from arithmetic import known_peak, macs_per_slice
-from contenders import Absent, Contender, Models, Prepare, first_line, open_contender
+from contenders import Absent, Contender, Models, Prepare, open_contender
 from engine_report import Measurement, markdown, write_report
 from host import describe_host
 from rounds import Clock, CudaClock, HostClock, Rate, Scenario, measure
 
 from groundglass.errors import GroundglassError, SettingError
 from groundglass.manifest import file_digest
+from groundglass_export.graph_types import one_line
 
 CPU_BATCHES = (1, 8)
 GPU_BATCHES = (1, 8, 16, 32)
@@ -102,7 +103,7 @@ def _measure(
                 works[name]()
             except Exception as error:  # one engine's memory is full: the others are measured
                 works.pop(name, None)
-                absent[f"{name}, batch {size}"] = first_line(error)
+                absent[f"{name}, batch {size}"] = one_line(error)
         typer.echo(f"batch {size}: {', '.join(works)}", err=True)
         for name, rate in measure(works, size, scenario, clock).items():
             rates.setdefault(name, {})[size] = rate

@@ -18,7 +18,7 @@ from groundglass.errors import ModelError, ParityError, SettingError
 from groundglass.manifest import Manifest, check_digest, file_digest, manifest_path, read_manifest, write_manifest
 from groundglass.publish import published
 from groundglass_export.calibration import Calibration
-from groundglass_export.engine import Engine, OnnxEngine, OnnxPreprocess
+from groundglass_export.engine import Engine, OnnxEngine, OnnxPreprocess, load_model
 from groundglass_export.gate import Comparison, GateReport, GateScan, require, same_decision, verify
 from groundglass_export.gate.picture import write_picture
 
@@ -67,7 +67,7 @@ def read_reference(path: Path) -> Reference:
     check_digest(path, manifest)
     if (manifest.model, manifest.precision) != (UNET.name, "fp32"):
         raise ModelError(f"{path} is {manifest.model} in {manifest.precision}; expected {UNET.name} in fp32")
-    return Reference(path, onnx.load(path), manifest)
+    return Reference(path, load_model(path), manifest)
 
 
 def preprocess_of(reference: Path) -> Path:
@@ -97,8 +97,7 @@ def verify_file(reference: Reference, candidate: Path, proof: Proof, *, name: st
     """Compare the file ``candidate`` with the reference and write the evidence; the report may say that it failed.
 
     A candidate with a manifest must be its manifest's file and state the reference's thresholds. Raises
-    RepositoryError,
-    ModelError, and ParityError when nothing can be compared.
+    RepositoryError, ModelError, and ParityError when nothing can be compared.
     """
     if not candidate.is_file():
         raise ModelError(f"{candidate}: no such file; expected a .onnx or .plan of {UNET.name}")

@@ -33,6 +33,7 @@ from groundglass.contract import (
 )
 from groundglass.errors import ModelError, RepositoryError
 from groundglass.manifest import file_digest
+from groundglass_export.graph_types import one_line
 
 LOGITS: Final = "LOGITS"
 """The value inside the ``unet`` graph that its outputs are decided on; it is not served."""
@@ -155,7 +156,7 @@ def open_session(model: onnx.ModelProto, name: str, providers: Sequence[str] = C
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=list(providers))
     except Exception as error:  # onnxruntime's errors share no root of their own
-        raise ModelError(f"{name} was refused by ONNX Runtime: {_first_line(error)}") from error
+        raise ModelError(f"{name} was refused by ONNX Runtime: {one_line(error)}") from error
 
 
 def graph_precision(model: onnx.ModelProto) -> str:
@@ -187,7 +188,7 @@ def load_model(source: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(source)
     except (OSError, DecodeError, ValueError, onnx.checker.ValidationError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else _first_line(error)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
         raise ModelError(f"{source} is no readable ONNX model: {reason}; export it again") from error
     if not model.graph.node:
         raise ModelError(f"{source} is no readable ONNX model: it holds no graph; export it again")
@@ -243,7 +244,7 @@ def _run(
         return dict(zip(outputs, session.run(outputs, feed), strict=True))
     except Exception as error:  # onnxruntime's errors share no root of their own
         rows = len(next(iter(feed.values())))
-        raise ModelError(f"{name} failed on a batch of {rows}: {_first_line(error)}") from error
+        raise ModelError(f"{name} failed on a batch of {rows}: {one_line(error)}") from error
 
 
 def _check_shape(name: str, tensor: TensorSpec, found: NDArray[Any], rows: int) -> None:
@@ -257,8 +258,3 @@ def _digest(source: Path | onnx.ModelProto) -> str:
     if isinstance(source, Path):
         return file_digest(source)
     return hashlib.sha256(source.SerializeToString(deterministic=True)).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

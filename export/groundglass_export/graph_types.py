@@ -9,8 +9,6 @@ from onnx import TensorProto
 
 from groundglass.errors import ModelError
 
-FP16 = "FLOAT16"
-FP32 = "FLOAT"
 _FLOATING = frozenset(
     {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE},
 )

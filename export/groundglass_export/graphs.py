@@ -21,8 +21,7 @@ class Preprocess(nn.Module):
     """HU int16 (n, rows, cols) -> IMAGE float32 (n, 1, 512, 512) in 0..1: lung window, then bilinear.
 
     The resize samples at pixel centres (half-pixel) without antialiasing, which is what both ONNX ``Resize`` and
-    TensorRT
-    compute: exact for 512x512, the mean of 2x2 for 1024x1024. Slices that are not square are stretched.
+    TensorRT compute: exact for 512x512, the mean of 2x2 for 1024x1024. Slices that are not square are stretched.
     """
 
     def forward(self, hu: Tensor) -> Tensor:

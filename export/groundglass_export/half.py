@@ -17,10 +17,10 @@ from onnx import TensorProto
 
 from groundglass.errors import ModelError
 from groundglass_export.engine import LOGITS
+from groundglass_export.float_graph import folded
 from groundglass_export.graph_types import computing_type, conv_weight_types, opset_of, value_types
 from groundglass_export.half_autocast import autocast
 from groundglass_export.half_ranges import float_weights, largest_values, magnitudes_of, weight_error
-from groundglass_export.int8_graph import folded
 
 OPSETS = range(14, 24)
 """Opsets that are converted: each was tried on the whole network, under ONNX Runtime and TensorRT-RTX 1.7."""

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from groundglass.errors import ModelError, SettingError
 from groundglass_export.engine import LOGITS
+from groundglass_export.float_graph import Array, FloatGraph, attributes, folded, is_depthwise
 from groundglass_export.graph_types import one_line
 from groundglass_export.int8_equalize import equalized
-from groundglass_export.int8_graph import Array, FloatGraph, attributes, folded, is_depthwise
 from groundglass_export.int8_qdq import QdqWriter, Weights, is_sum_of_sums
 from groundglass_export.int8_stats import ChannelStats, channel_stats
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from groundglass_export.int8_graph import Array, FloatGraph, attributes, is_depthwise
+from groundglass_export.float_graph import Array, FloatGraph, attributes, is_depthwise
 from groundglass_export.int8_stats import Channels, ChannelStats
 
 COMMUTING = frozenset({"Relu", "MaxPool", "Add", "Resize"})

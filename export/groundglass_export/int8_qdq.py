@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from groundglass_export.int8_graph import Array, FloatGraph, attributes, in_frame
+from groundglass_export.float_graph import Array, FloatGraph, attributes, in_frame
 from groundglass_export.int8_stats import Range
 
 ALONG: Final = frozenset({"Relu", "MaxPool", "Resize"})

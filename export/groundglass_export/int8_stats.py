@@ -14,8 +14,8 @@ from onnx import helper
 
 from groundglass.errors import ModelError
 from groundglass_export.engine import CPU
+from groundglass_export.float_graph import FloatGraph
 from groundglass_export.graph_types import one_line
-from groundglass_export.int8_graph import FloatGraph
 
 STEPS = 255
 """Steps between the codes of 8 bits."""

@@ -18,9 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 from groundglass.errors import ModelError, SettingError
 from groundglass.manifest import read_manifest
 from groundglass_export.engine import LOGITS, open_session
+from groundglass_export.float_graph import folded
 from groundglass_export.int8 import Int8Model, Int8Settings, quantize
 from groundglass_export.int8_equalize import equalized
-from groundglass_export.int8_graph import folded
 from groundglass_export.int8_stats import channel_stats
 from groundglass_export.parity import synthetic_slices
 from small_unet import SIDE, little_images, little_unet

@@ -1,4 +1,4 @@
-"""A float ONNX graph in the form that quantization reads: FP32 weights, batch normalisation inside convolutions."""
+"""A float graph in the form that the FP16 and INT8 exports read: FP32 weights, normalisation inside convolutions."""
 
 from __future__ import annotations
 
