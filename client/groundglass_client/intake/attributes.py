@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import struct
 import zlib
 from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
+from types import MappingProxyType
 from typing import Any, BinaryIO, Final
 
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset, read_partial
 from pydicom.tag import BaseTag, Tag
@@ -29,6 +34,12 @@ _GROUP_LENGTH_BYTES: Final = 12
 _FIRST_GROUPS: Final = frozenset({b"\x02\x00", b"\x08\x00"})
 _PIXEL_DATA_TAGS: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 _META_SEARCH_BYTES: Final = 4096
+_LONGEST_ELEMENT_HEADER_BYTES: Final = 12
+_IN_MEMORY_BYTES: Final = 1 << 16
+"""Most headers end before: they are parsed in memory, where a step of the parser makes no call to the system."""
+
+_TEXTS: Final = frozenset({"CS", "DS", "IS", "LO", "SH", "UI"})
+_SHORTS: Final = MappingProxyType({("US", True): "<H", ("US", False): ">H", ("SS", True): "<h", ("SS", False): ">h"})
 
 HEAD_BYTES: Final = _PREAMBLE_BYTES + len(_MAGIC)
 """The bytes of a file that :func:`looks_like_dicom` asks for."""
@@ -53,24 +64,43 @@ def looks_like_dicom(head: bytes) -> bool:
     return magic == _MAGIC or (head[:2] in _FIRST_GROUPS and head[3:4] == b"\x00")
 
 
-def read_header(stream: BinaryIO, keywords: Sequence[str]) -> Header:
-    """Parse the attributes named by ``keywords``, and stop before the pixel data.
+def read_header(stream: BinaryIO, tags: Sequence[int]) -> Header:
+    """Parse the attributes of those ``tags``, and stop before the pixel data.
 
     Raises whatever pydicom raises on broken input, and ValueError for a deflated dataset that is too large.
     """
-    tags: list[BaseTag | int] = [Tag(keyword) for keyword in keywords]
-    if _is_deflated(stream):
-        stream, syntax = inflate(stream), DeflatedExplicitVRLittleEndian
-        dataset: Dataset = read_dataset(stream, False, True, stop_when=_at_pixel_data, specific_tags=tags)
-    else:
-        dataset = read_partial(stream, stop_when=_at_pixel_data, force=True, specific_tags=tags)
-        syntax = UID(str(dataset.file_meta.get("TransferSyntaxUID") or _guessed_syntax(dataset)))
-    return Header(dataset, stream, syntax)
+    head = stream.read(_IN_MEMORY_BYTES)
+    if _is_deflated(head):
+        stream = inflate(stream)
+        dataset: Dataset = read_dataset(stream, False, True, stop_when=_at_pixel_data, specific_tags=[*tags])
+        return Header(dataset, stream, DeflatedExplicitVRLittleEndian)
+    dataset = _parse_head(head, stream, tags) or _parse(stream, tags)
+    return Header(dataset, stream, UID(str(dataset.file_meta.get("TransferSyntaxUID") or _guessed_syntax(dataset))))
+
+
+def _parse_head(head: bytes, stream: BinaryIO, tags: Sequence[int]) -> Dataset | None:
+    """As :func:`_parse`, in memory; None if the pixel data begins later in the file than ``head`` ends."""
+    memory = BytesIO(head)
+    whole = len(head) < _IN_MEMORY_BYTES
+    try:
+        dataset = _parse(memory, tags)
+    except Exception:  # pydicom raises nearly anything where its input is cut off
+        if whole:
+            raise
+        return None
+    if not whole and memory.tell() >= len(head) - _LONGEST_ELEMENT_HEADER_BYTES:
+        return None
+    stream.seek(memory.tell())
+    return dataset
+
+
+def _parse(stream: BinaryIO, tags: Sequence[int]) -> Dataset:
+    stream.seek(0)
+    return read_partial(stream, stop_when=_at_pixel_data, force=True, specific_tags=[*tags])
 
 
 def inflate(stream: BinaryIO) -> BinaryIO:
     """The inflated dataset of a deflated DICOM file (PS3.5 A.5), from its first element on."""
-    stream.seek(0)
     meta = _read_meta(stream)
     stream.seek(_PREAMBLE_BYTES + len(_MAGIC) + _GROUP_LENGTH_BYTES + int(meta.FileMetaInformationGroupLength))
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -80,19 +110,15 @@ def inflate(stream: BinaryIO) -> BinaryIO:
     return BytesIO(inflated)
 
 
-def _is_deflated(stream: BinaryIO) -> bool:
-    head = stream.read(_META_SEARCH_BYTES)
-    stream.seek(0)
-    return DeflatedExplicitVRLittleEndian.encode() in head and (
-        _read_meta(stream).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
-    )
+def _is_deflated(head: bytes) -> bool:
+    named = DeflatedExplicitVRLittleEndian.encode() in head[:_META_SEARCH_BYTES]
+    return named and _read_meta(BytesIO(head)).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
 
 
 def _read_meta(stream: BinaryIO) -> Dataset:
-    """The file meta information: everything before the first element that is not of group 2."""
-    meta: Dataset = read_partial(stream, stop_when=lambda tag, vr, length: True, force=True).file_meta
-    stream.seek(0)
-    return meta
+    """The file meta information: everything up to the first element that is not of group 2."""
+    stream.seek(_PREAMBLE_BYTES + len(_MAGIC))
+    return read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
 
 
 def _at_pixel_data(tag: BaseTag, vr: str | None, length: int) -> bool:
@@ -114,8 +140,13 @@ class Attributes:
 
     def get(self, keyword: str) -> Any:
         """The first value that is there and not empty, else None."""
-        values = (dataset.get(keyword) for dataset in self._datasets)
-        return next((value for value in values if not _is_empty(value)), None)
+        tag, dictionary_vr = _entry(keyword)
+        for dataset in self._datasets:
+            element = dataset.get_item(tag)
+            value = None if element is None else _value(element, dictionary_vr, dataset)
+            if not _is_empty(value):
+                return value
+        return None
 
     def text(self, keyword: str) -> str:
         """The value as text; empty if it is not there."""
@@ -131,7 +162,7 @@ class Attributes:
     def integer(self, keyword: str) -> int | None:
         """The value as a whole number. Raises ValueError or TypeError if it is none."""
         value = self.get(keyword)
-        return None if value is None else int(value)
+        return None if value is None else _whole(value)
 
     def number(self, keyword: str) -> float | None:
         """The value as a finite number. Raises ValueError or TypeError if it is none."""
@@ -143,10 +174,33 @@ class Attributes:
         value = self.get(keyword)
         if value is None:
             return None
-        numbers = tuple(map(_finite, value))
+        numbers = tuple(map(_finite, (value,) if isinstance(value, str) else value))
         if len(numbers) != count:
             raise ValueError(f"{keyword} holds {len(numbers)} numbers instead of {count}")
         return numbers
+
+
+@cache
+def _entry(keyword: str) -> tuple[BaseTag, str]:
+    """The tag, and the value representation that PS3.6 gives it."""
+    tag = Tag(keyword)
+    return tag, dictionary_VR(tag)
+
+
+def _value(element: RawDataElement | DataElement, dictionary_vr: str, dataset: Dataset) -> Any:
+    """The value of an element of ``dataset``: texts and 16-bit integers are read here, all else by pydicom.
+
+    pydicom checks such a value against its representation and keeps it in a class of its own: that takes ten times as
+    long. Numbers in texts stay texts. The attributes that are read hold no letters beyond ASCII.
+    """
+    if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
+        vr = dictionary_vr if element.VR in (None, "UN") else element.VR
+        if vr in _TEXTS:
+            parts = [part.strip(" \0") for part in element.value.decode("latin-1").split("\\")]
+            return parts[0] if len(parts) == 1 else parts
+        if (vr, element.is_little_endian) in _SHORTS and len(element.value) == 2:
+            return struct.unpack(_SHORTS[vr, element.is_little_endian], element.value)[0]
+    return dataset[element.tag].value
 
 
 def _is_empty(value: object) -> bool:
@@ -158,3 +212,13 @@ def _finite(value: Any) -> float:
     if not math.isfinite(number):
         raise ValueError("a number is not finite")
     return number
+
+
+def _whole(value: Any) -> int:
+    try:
+        return int(value)
+    except ValueError:  # some writers put 3.0 where a whole number belongs
+        number = _finite(value)
+        if number != int(number):
+            raise
+        return int(number)

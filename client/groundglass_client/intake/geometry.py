@@ -43,11 +43,13 @@ def slice_normal(frame: Frame) -> Vector | None:
     """
     if frame.orientation is None:
         return None
-    normal = np.cross(*frame.orientation)
-    length = float(np.linalg.norm(normal))
+    (ax, ay, az), (bx, by, bz) = frame.orientation
+    normal = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx  # numpy takes 0.1 ms a slice for this
+    length = math.hypot(*normal)
     if abs(length - 1) > 0.1:  # both directions are unit vectors at a right angle; files round them to a few digits
         raise GeometryError(f"{frame.file.name}: its image orientation is no pair of perpendicular unit vectors")
-    x, y, z = (float(part) for part in normal / math.copysign(length, normal[_LONG_AXIS]))
+    signed_length = math.copysign(length, normal[_LONG_AXIS])
+    x, y, z = (part / signed_length for part in normal)
     return x, y, z
 
 
@@ -91,7 +93,7 @@ def _flat(orientation: tuple[Vector, Vector] | None) -> tuple[float, ...]:
 
 
 def _close(these: Sequence[float], those: Sequence[float], tolerance: float) -> bool:
-    return len(these) == len(those) and bool(np.allclose(these, those, rtol=0, atol=tolerance))
+    return len(these) == len(those) and all(abs(a - b) <= tolerance for a, b in zip(these, those, strict=True))
 
 
 def place(frames: Sequence[Frame]) -> list[Placed]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, Final, cast
 
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -67,6 +68,7 @@ _KEYWORDS: Final = (
     "PerFrameFunctionalGroupsSequence",
     "ExtendedOffsetTable",
 )
+_TAGS: Final = tuple(int(Tag(keyword)) for keyword in _KEYWORDS)
 _FRAME_GROUPS: Final = (
     "CTImageFrameTypeSequence",
     "FrameContentSequence",
@@ -101,7 +103,7 @@ def read_frames(file: FoundFile) -> tuple[Frame, ...]:
 
 
 def _frames(stream: BinaryIO, file: FoundFile) -> Iterator[Frame]:
-    header = read_header(stream, _KEYWORDS)
+    header = read_header(stream, _TAGS)
     image = Attributes([header.dataset])
     _require_ct(image, file)
     if "LOCALIZER" in image.texts("ImageType"):
@@ -120,12 +122,13 @@ def _frames(stream: BinaryIO, file: FoundFile) -> Iterator[Frame]:
 
 
 def _require_ct(image: Attributes, file: FoundFile) -> None:
-    modality, sop_class = image.text("Modality").upper(), UID(image.text("SOPClassUID"))
+    modality, sop_class = image.text("Modality").upper(), image.text("SOPClassUID")
     if sop_class == MediaStorageDirectoryStorage:
         raise NotACtSlice(f"{file.name}: is a DICOMDIR, the index of a medium")
     if modality == "CT" or (not modality and sop_class in _CT_CLASSES):
         return
-    kind = sop_class.name if sop_class.is_valid and sop_class else "an object without SOP class"
+    uid = UID(sop_class)
+    kind = uid.name if uid.is_valid and uid else "an object without SOP class"
     raise NotACtSlice(f"{file.name}: is no CT image (modality {modality or 'not given'}, {kind})")
 
 
@@ -178,7 +181,8 @@ def _spans(header: Header, image: Attributes, count: int) -> tuple[str, tuple[tu
     if header.syntax.is_encapsulated:
         spans = encapsulated_spans(header.stream, element, count, image.get("ExtendedOffsetTable"))
     else:
-        frame_bytes = image.get("Rows") * image.get("Columns") * image.get("BitsAllocated") // 8
+        rows, columns, bits = (cast(int, image.integer(keyword)) for keyword in ("Rows", "Columns", "BitsAllocated"))
+        frame_bytes = rows * columns * bits // 8
         spans = tuple((span,) for span in native_spans(header.stream, element, count, frame_bytes))
     return element.value_representation, spans
 

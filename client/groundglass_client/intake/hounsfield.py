@@ -25,14 +25,26 @@ def rescale(
 
     ``padding`` is the inclusive range of stored values that mark pixels outside the field of view; they become air.
     """
-    if slope == 1 and intercept_hu == int(intercept_hu):
-        hu: NDArray[Any] = stored.astype(np.int32) + int(intercept_hu)
+    if slope == 1 and intercept_hu == int(intercept_hu) and abs(intercept_hu) <= _INT16.max:
+        hu = _shift(stored, int(intercept_hu))
     else:
-        hu = np.rint(stored * np.float64(slope) + intercept_hu)
-    clipped = hu.clip(AIR_HU, _INT16.max).astype(np.int16)
-    if padding is not None:
-        clipped[(stored >= padding[0]) & (stored <= padding[1])] = AIR_HU
-    return clipped
+        line = np.multiply(stored, slope, dtype=np.float64)
+        line += intercept_hu
+        hu = np.rint(line, out=line).clip(AIR_HU, _INT16.max, out=line).astype(np.int16)
+    if padding is not None and max(slope * limit + intercept_hu for limit in padding) > AIR_HU:
+        hu[(stored >= padding[0]) & (stored <= padding[1])] = AIR_HU
+    return hu
+
+
+def _shift(stored: NDArray[Any], intercept_hu: int) -> NDArray[np.int16]:
+    """Whole units added without a wider type: the values are clipped first, so that their sum modulo 2^16 is exact."""
+    if stored.dtype.itemsize == 1:
+        stored = stored.astype(np.int16)
+    held = np.iinfo(stored.dtype)
+    low, high = max(AIR_HU - intercept_hu, int(held.min)), min(int(_INT16.max) - intercept_hu, int(held.max))
+    shifted: NDArray[np.uint16] = stored.clip(low, high).astype(np.uint16, copy=False)
+    shifted += np.uint16(intercept_hu % (1 << 16))
+    return shifted.view(np.int16)
 
 
 def unwindow(grey: NDArray[np.uint8]) -> NDArray[np.int16]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 from ct_files import SIDE, ct_slice, save, set_values
@@ -14,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
+from pydicom.uid import UID, JPEG2000Lossless, JPEGLossless, JPEGLSLossless, RLELossless
 
 from groundglass.errors import GroundglassError, NotACtSlice, UnreadableFile
 from groundglass_client.intake import decode_hu, open_study
@@ -43,6 +46,38 @@ def test_the_rescale_is_linear_rounded_and_clipped(value: int, slope: float, int
     hu = rescale(np.array([[value]], dtype=np.uint16), slope, intercept, None)
     assert hu.dtype == np.int16
     assert int(hu[0, 0]) == max(-1024, round(value * slope + intercept))
+
+
+def padding_ranges() -> st.SearchStrategy[tuple[int, int] | None]:
+    """Ranges of stored values, and none."""
+    limits = st.tuples(st.integers(-70000, 70000), st.integers(-70000, 70000))
+    return st.none() | limits.map(lambda pair: (min(pair), max(pair)))
+
+
+@given(
+    st.sampled_from(["u1", "i1", "u2", "i2", "u4", "i4"]),
+    st.sampled_from([1.0, -1.0, 0.5]),
+    st.integers(-40000, 40000) | st.sampled_from([-32768, -1024.5, 0, 32767, 32768, 1e12]),
+    padding_ranges(),
+    st.data(),
+)
+def test_the_quick_rescale_equals_the_plain_one(
+    dtype: str, slope: float, intercept: float, padding: tuple[int, int] | None, data: st.DataObject
+) -> None:
+    """In any type, with any intercept and padding, each value becomes what exact arithmetic says; the input stays."""
+    held = np.iinfo(dtype)
+    values = data.draw(st.lists(st.integers(int(held.min), int(held.max)), min_size=1, max_size=9))
+    stored = np.array([values, values], dtype)
+    hu = rescale(stored, slope, intercept, padding)
+    plain = [
+        -1024
+        if padding is not None and padding[0] <= value <= padding[1]
+        else int(min(32767, max(-1024, round(value * slope + intercept))))
+        for value in values
+    ]
+    assert hu.dtype == np.int16
+    assert hu.tolist() == [plain, plain]
+    assert stored.tolist() == [values, values]
 
 
 def test_values_beyond_int16_are_clipped() -> None:
@@ -139,6 +174,94 @@ def _refusal(content: bytes, path: Path) -> str | None:
         return str(error)
     assert hu.shape == (study.series.rows, study.series.columns)
     return None
+
+
+def compressed(encoded: bytes, syntax: UID, **changes: object) -> Dataset:
+    """A slice that holds those bytes as its one compressed frame."""
+    image = ct_slice(**{"BitsStored": 16, "HighBit": 15, "RescaleIntercept": 0, **changes})
+    image.file_meta.TransferSyntaxUID = syntax
+    image.PixelData = encapsulate([encoded])
+    image["PixelData"].VR, image["PixelData"].is_undefined_length = "OB", True
+    return image
+
+
+def rle(planes: list[bytes], count: int | None = None) -> bytes:
+    """An RLE slice of those segments (PS3.5 annex G)."""
+    starts = np.cumsum([64, *map(len, planes)])[:-1].tolist()
+    return struct.pack("<16L", count or len(planes), *starts, *[0] * (15 - len(starts))) + b"".join(planes)
+
+
+PLANE = bytes([0x81, 0x07]) * 2  # twice 128 times the byte 7: the pixels of a slice
+
+
+@pytest.mark.parametrize("padding", [b"", b"\0", b"\0\0", b"\x80\x80", b"\xff\x09"])
+def test_padding_behind_an_rle_segment_is_left(tmp_path: Path, padding: bytes) -> None:
+    """Writers fill segments up: what comes behind the last pixel is nothing."""
+    assert first_hu(compressed(rle([PLANE + padding, PLANE + padding]), RLELossless), tmp_path) == 0x0707
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        rle([PLANE]),
+        rle([PLANE, PLANE], count=3),
+        rle([PLANE, PLANE[:2]]),
+        rle([b"", PLANE]),
+        rle([PLANE, PLANE])[:63],
+        struct.pack("<16L", 2, 64, 1 << 31, *[0] * 13) + PLANE,
+        struct.pack("<16L", 2, 64, 60, *[0] * 13) + PLANE,
+    ],
+    ids=["one-plane", "count", "short-plane", "empty-plane", "short-header", "outside", "before"],
+)
+def test_a_damaged_rle_slice_is_refused(tmp_path: Path, encoded: bytes) -> None:
+    """Segments that are missing, short, or outside of the data are refused before they are read."""
+    with pytest.raises(UnreadableFile, match=r"image\.dcm: its pixels can't be decoded"):
+        first_hu(compressed(encoded, RLELossless), tmp_path)
+
+
+@pytest.mark.parametrize("length", [0, 1, 20, 1 << 31])
+def test_a_box_around_a_jpeg_2000_codestream_does_not_matter(tmp_path: Path, length: int) -> None:
+    """Some files wrap the codestream, which DICOM forbids: the box is not looked at, so a broken one can't hang us."""
+    codestream = imagecodecs.jpeg2k_encode(np.full((SIDE, SIDE), 77, np.uint16), level=0, codecformat="J2K")
+    box = b"\0\0\0\x0cjP  \r\n\x87\n" + struct.pack(">L", length) + b"ftypjp2 \0\0\0\0jp2 "
+    assert first_hu(compressed(box + codestream, JPEG2000Lossless), tmp_path) == 77
+
+
+SIGNED = np.random.default_rng(3).integers(-(1 << 15), 1 << 15, (SIDE, SIDE)).astype(np.int16)
+
+
+@pytest.mark.parametrize("predictor", range(1, 8))
+def test_every_predictor_of_lossless_jpeg_gives_the_values_back(tmp_path: Path, predictor: int) -> None:
+    """Noise over all 16 bits, signed, comes back whatever the predictor (T.81 table H.1)."""
+    encoded = imagecodecs.jpeg8_encode(SIGNED.view(np.uint16), lossless=True, predictor=predictor, bitspersample=16)
+    image = compressed(encoded, JPEGLossless, PixelRepresentation=1)
+    with open_study(save(image, tmp_path / "image.dcm")) as study:
+        np.testing.assert_array_equal(decode_hu(study.slices[0]), SIGNED.clip(-1024))
+
+
+@pytest.mark.parametrize(
+    ("syntax", "encoded"),
+    [
+        (JPEGLSLossless, imagecodecs.jpegls_encode(SIGNED.view(np.uint16))),
+        (JPEG2000Lossless, imagecodecs.jpeg2k_encode(SIGNED, level=0, codecformat="J2K")),
+        (JPEG2000Lossless, imagecodecs.jpeg2k_encode(SIGNED.view(np.uint16), level=0, codecformat="J2K")),
+    ],
+    ids=["jpeg-ls", "jpeg2000", "jpeg2000-unsigned"],
+)
+def test_the_header_says_whether_a_codestream_is_signed(tmp_path: Path, syntax: UID, encoded: bytes) -> None:
+    """JPEG-LS knows no sign and JPEG 2000 files have the wrong one: the header's holds."""
+    image = compressed(encoded, syntax, PixelRepresentation=1)
+    with open_study(save(image, tmp_path / "image.dcm")) as study:
+        np.testing.assert_array_equal(decode_hu(study.slices[0]), SIGNED.clip(-1024))
+
+
+@pytest.mark.parametrize("comment_bytes", [0, 65000, 65100, 65200, 65300, 65400, 200_000])
+def test_a_long_header_is_read_to_its_end(tmp_path: Path, comment_bytes: int) -> None:
+    """Headers of any length, around the size that is parsed in memory too, give the same slice."""
+    image = ct_slice(ImageComments="x" * comment_bytes if comment_bytes <= 10240 else None)
+    image.add_new(0x00091001, "OB", bytes(comment_bytes))
+    image.add_new(0x00090010, "LO", "GROUNDGLASS")
+    assert first_hu(image, tmp_path) == -1000
 
 
 def test_fragments_are_found_without_an_offset_table(tmp_path: Path) -> None:
