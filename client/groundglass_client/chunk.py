@@ -10,13 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from groundglass.contract import MAX_BATCH
-from groundglass.errors import StudyError
 from groundglass.study import SliceSource
 
 HU_BYTES = np.dtype(np.int16).itemsize
 
 DecodeHu = Callable[[SliceSource], NDArray[np.int16]]
-OnBad = Callable[[SliceSource, StudyError], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +36,3 @@ def plan_chunks(sources: Sequence[SliceSource], chunk_bytes: int) -> Iterator[tu
         step = max(1, min(MAX_BATCH, chunk_bytes // (rows * columns * HU_BYTES)))
         for start in range(0, len(slices), step):
             yield slices[start : start + step]
-
-
-def decode_chunk(sources: Sequence[SliceSource], decode_hu: DecodeHu, on_bad: OnBad) -> Chunk:
-    """Decode the slices of one planned chunk into one array.
-
-    A slice that can't be decoded goes to ``on_bad``, which raises or lets the chunk travel without it: the chunk may
-    be empty.
-    """
-    first = sources[0]
-    hu = np.empty((len(sources), first.rows, first.columns), dtype=np.int16)
-    indices: list[int] = []
-    for source in sources:
-        try:
-            hu[len(indices)] = decode_hu(source)
-        except StudyError as error:
-            on_bad(source, error)
-        else:
-            indices.append(source.index)
-    return Chunk(np.array(indices, dtype=np.int32), hu[: len(indices)])

@@ -13,6 +13,7 @@ from groundglass import contract
 from groundglass.contract import ModelSpec, TensorSpec
 from groundglass.errors import ServerRefused
 from groundglass.finding import ScanFinding
+from groundglass_client.buffers import Buffer
 from groundglass_client.chunk import Chunk
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -20,11 +21,15 @@ Tensors = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One inference request: the tensors that go to a model, and the names of those wanted back."""
+    """One inference request: the tensors that go to a model, and the names of those wanted back.
+
+    ``buffer`` is given where its ``HU`` tensor lies at the start of that buffer, and the masks may go to its end.
+    """
 
     model: ModelSpec
     tensors: Tensors
     outputs: tuple[TensorSpec, ...]
+    buffer: Buffer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +47,14 @@ class ChunkAnswer:
     finding: ScanFinding
 
 
-def scan_request(chunk: Chunk, study_key: str, slice_count: int, *, masks: bool) -> Request:
-    """The request that sends ``chunk`` through the whole ensemble."""
+def scan_request(
+    chunk: Chunk, study_key: str, slice_count: int, *, masks: bool, buffer: Buffer | None = None
+) -> Request:
+    """The request that sends ``chunk`` through the whole ensemble; its pixels start ``buffer``, if that is given."""
     rows = len(chunk.indices)
     tensors = {contract.HU.name: chunk.hu, **_row_tensors(study_key, chunk.indices, slice_count, rows)}
     wanted = tuple(spec for spec in contract.CT_SCAN.outputs if masks or spec is not contract.MASK)
-    return Request(contract.CT_SCAN, tensors, wanted)
+    return Request(contract.CT_SCAN, tensors, wanted, buffer)
 
 
 def fold_request(positive: NDArray[np.bool_], study_key: str) -> Request:

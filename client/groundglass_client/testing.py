@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from groundglass import contract
 from groundglass.errors import AggregationError, ServerRefused
 from groundglass.finding import ScanRows
+from groundglass_client.buffers import Buffers
 from groundglass_client.requests import Request, Tensors
 from groundglass_client.transport import ServedScan
 
@@ -28,6 +29,11 @@ class InMemoryTransport:
         """``positive_run`` consecutive positive slices make a scan positive."""
         self._positive_run = positive_run
         self._scans: dict[bytes, ScanRows] = {}
+        self._buffers = Buffers(shared=False)
+
+    def buffers(self) -> Buffers:
+        """Memory of this process."""
+        return self._buffers
 
     def describe(self, timeout_s: float) -> ServedScan:
         """Version "1" of this very rule."""

@@ -4,7 +4,6 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,38 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from client_study import QUICK, SIDE, Decoder, study_of
 from groundglass.errors import DeadlinePassed, NoSeries, ServerError, ServerRefused, ServerUnreachable, UnreadableFile
 from groundglass.finding import fold
-from groundglass.study import Series, SliceSource, Study
+from groundglass.study import SliceSource
+from groundglass_client.buffers import Buffer, Buffers
 from groundglass_client.requests import Request, Tensors
-from groundglass_client.session import SessionSettings, analyse
+from groundglass_client.session import analyse
 from groundglass_client.testing import InMemoryTransport
 from groundglass_client.transport import ServedScan
-
-SIDE = 16
-QUICK = SessionSettings(chunk_bytes=4 * SIDE * SIDE * 2, window=3, connect_timeout_s=0.3, recovery_s=5.0)
-
-
-def study_of(slice_count: int) -> Study:
-    """A study that exists only by description."""
-    slices = tuple(
-        SliceSource(index, Path(f"{index}.dcm"), f"{index}.dcm", 0, SIDE, SIDE, -2.0 * index)
-        for index in range(slice_count)
-    )
-    series = Series("CT", None, 1, slice_count, SIDE, SIDE, None, (0.7, 0.7), 2.0, 0.0)
-    return Study(Path("study"), series, slices)
-
-
-class Decoder:
-    """Gives slices that are positive where asked, and fails where told to."""
-
-    def __init__(self, positives: list[bool], bad: frozenset[int] = frozenset()) -> None:
-        self.positives, self.bad = positives, bad
-
-    def __call__(self, source: SliceSource) -> NDArray[np.int16]:
-        if source.index in self.bad:
-            raise UnreadableFile(f"{source.file}: truncated")
-        return np.full((SIDE, SIDE), 40 if self.positives[source.index] else -1000, np.int16)
 
 
 class Failing(InMemoryTransport):
@@ -184,3 +160,56 @@ def test_a_swap_in_the_middle_is_named() -> None:
             return ServedScan(str(Swapped.described), 15)
 
     assert analyse(study_of(6), Swapped(), Decoder([True] * 6), QUICK).report.model_version == "1 and 2"
+
+
+def test_skipped_slices_leave_the_pixels_of_the_others_in_place() -> None:
+    """When slices of a chunk are left out, each of the others is sent with its own pixels."""
+
+    def decode(source: SliceSource) -> NDArray[np.int16]:
+        if source.index % 3 == 0:
+            raise UnreadableFile(f"{source.file}: truncated")
+        hu = np.full((SIDE, SIDE), -1000, np.int16)
+        hu.flat[: source.index] = 40
+        return hu
+
+    report = analyse(study_of(40), InMemoryTransport(), decode, replace(QUICK, skip_bad=True)).report
+    scale = (512 // SIDE) ** 2
+    assert [result.lesion_pixels for result in report.slices] == [n * scale for n in range(40) if n % 3]
+
+
+def test_no_more_chunks_exist_than_the_window_and_those_ahead() -> None:
+    """However long the study and however slow the server, memory is bounded by the settings."""
+    taken, most = 0, 0
+
+    class Watched(Buffers):
+        def take(self, size: int) -> Buffer:
+            nonlocal taken, most
+            taken += 1
+            most = max(most, taken)
+            return super().take(size)
+
+        def give_back(self, buffer: Buffer, *, answered: bool) -> None:
+            nonlocal taken
+            taken -= 1
+            super().give_back(buffer, answered=answered)
+
+    class Slow(InMemoryTransport):
+        kept = Watched(shared=False)
+
+        def buffers(self) -> Buffers:
+            return self.kept
+
+        def send(self, request: Request, timeout_s: float) -> Future[Tensors]:
+            time.sleep(0.002)
+            return super().send(request, timeout_s)
+
+    analyse(study_of(200), Slow(), Decoder([True] * 200), replace(QUICK, window=3, ahead=2))
+    assert (most, taken) == (5, 0)
+
+
+def test_spans_cover_the_study() -> None:
+    """Every slice is in one span, and a chunk is decoded before it is sent and sent before it is answered."""
+    spans = analyse(study_of(30), Failing(lost=frozenset({1})), Decoder([True] * 30), QUICK).spans
+    assert sum(span.slices for span in spans) == 30
+    assert sum(span.attempts for span in spans) == len(spans) + 1
+    assert all(0 <= span.decoded_s <= span.sent_s <= span.answered_s for span in spans)

@@ -111,9 +111,9 @@ def _predictor(
     checkpoint: Path | None, model: Path | None, server: str | None, preprocess: Path | None
 ) -> Iterator[Predictor]:
     if server is not None:
-        from groundglass_client.transport import GrpcTransport
+        from groundglass_client.connection import connect
 
-        with GrpcTransport(server) as transport:
+        with connect(server) as transport:
             yield ServedModel(transport, server)
         return
     with extra("export"):

@@ -21,7 +21,10 @@ def analyze(
     ],
     server: Annotated[
         str | None,
-        typer.Option(help="Triton's gRPC endpoint, HOST:PORT. Default: an embedded server, stopped afterwards."),
+        typer.Option(
+            help="Triton's gRPC endpoint, HOST:PORT; several with commas share the study. Default: an embedded server, "
+            "stopped afterwards."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for report.json, overview.png and masks.npz.")] = None,
     json_file: Annotated[
@@ -32,19 +35,22 @@ def analyze(
         bool, typer.Option("--skip-bad", help="Leave out unusable files and call the verdict partial.")
     ] = False,
     deadline_s: Annotated[float | None, typer.Option(min=0.0, help="Give up after this many seconds.")] = None,
+    shared_memory: Annotated[
+        bool, typer.Option(help="Let a server on this host read the slices from shared memory.")
+    ] = True,
     repository: Repository = DEFAULT_REPOSITORY,
 ) -> None:
     """Send a CT study through the server and print its verdict."""
+    from groundglass_client.connection import connect
     from groundglass_client.intake import decode_hu, open_study
     from groundglass_client.session import SessionSettings, analyse
-    from groundglass_client.transport import GrpcTransport
     from groundglass_client.writers import report_text, write_report
 
     settings = SessionSettings(deadline_s=deadline_s, skip_bad=skip_bad, masks=out is not None)
     with open_study(study, skip_bad=skip_bad, series=series) as opened:
         with (
             address(server, repository) as endpoint,
-            GrpcTransport(endpoint) as transport,
+            connect(endpoint, shared_memory=shared_memory) as transport,
             progress("slices", len(opened.slices)) as advance,
         ):
             analysis = analyse(opened, transport, decode_hu, settings, advance)

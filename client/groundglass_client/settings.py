@@ -1,0 +1,45 @@
+"""How a study travels."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+MIB: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """How a study travels.
+
+    chunk_bytes: pixels of one request, in bytes; 2-16 MiB measured best over gRPC.
+    window: requests in flight. Four keep the server busy while others are decoded and read.
+    ahead: decoded chunks that wait for their turn, so that a free place in the window is filled at once.
+    decode_workers: threads that decode; None for one a core. The decoders let go of Python's lock.
+    request_timeout_s: longest wait for one answer; a CPU needs seconds for a chunk, and a window of them queues.
+    connect_timeout_s: how long a server may take to be reachable at first.
+    recovery_s: how long a server may stay unreachable, or overloaded, in the middle of a study.
+    deadline_s: the study's own limit, from the first request to the verdict; None for none.
+    masks: ask for the lesion masks (32 KiB a slice).
+    skip_bad: leave out slices that can't be decoded and say so in the report, instead of refusing the study.
+    """
+
+    chunk_bytes: int = 4 * MIB
+    window: int = 4
+    ahead: int = 2
+    decode_workers: int | None = None
+    request_timeout_s: float = 300.0
+    connect_timeout_s: float = 10.0
+    recovery_s: float = 120.0
+    deadline_s: float | None = None
+    masks: bool = True
+    skip_bad: bool = False
+
+    @property
+    def decode_threads(self) -> int:
+        """``decode_workers``, or the cores that this process may run on."""
+        return self.decode_workers or len(os.sched_getaffinity(0))
+
+
+DEFAULT_SETTINGS: Final = SessionSettings()
