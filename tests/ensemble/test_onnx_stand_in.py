@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
 from calls import infer
+from groundglass.errors import ServeFailed
 from groundglass_ensemble.embedded import EmbeddedTriton, ServeSettings
 
 pytestmark = pytest.mark.triton
@@ -42,6 +43,15 @@ output [ { name: "SQUARE" data_type: TYPE_INT64 dims: [ 1 ] reshape { shape: [ ]
 instance_group [ { count: 1 kind: KIND_CPU } ]
 dynamic_batching { max_queue_delay_microseconds: 200000 }
 """
+PIECED = (
+    BATCHED.replace("dynamic_batching { max_queue_delay_microseconds: 200000 }", "")
+    + """
+parameters { key: "intra_op_thread_count" value: { string_value: "1" } }
+parameters { key: "rows_per_run" value: { string_value: "2" } }
+parameters { key: "concurrent_runs" value: { string_value: "3" } }
+dynamic_batching { max_queue_delay_microseconds: 100000 }
+"""
+)
 
 
 def save(
@@ -83,16 +93,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTriton]
         ),
         [],
     )
+    save_squares(root / "batched", BATCHED)
+    save_squares(root / "pieced", PIECED)
+    with EmbeddedTriton(ServeSettings(root)) as started:
+        yield started
+
+
+def save_squares(folder: Path, config: str) -> None:
+    """A model that looks squares up, of numbers below 10 only."""
+    value = helper.make_tensor_value_info
     squares = helper.make_tensor("squares", TensorProto.INT64, [10], [n * n for n in range(10)])
     save(
-        root / "batched",
-        BATCHED,
+        folder,
+        config,
         [helper.make_node("Gather", ["squares", "INDEX"], ["SQUARE"])],
         ([value("INDEX", TensorProto.INT64, ["n"])], [value("SQUARE", TensorProto.INT64, ["n"])]),
         [squares],
     )
-    with EmbeddedTriton(ServeSettings(root)) as started:
-        yield started
 
 
 def test_strings_bools_and_halves_pass_unchanged(server: EmbeddedTriton) -> None:
@@ -148,3 +165,41 @@ def test_requests_that_share_a_batch_fail_alone(server: EmbeddedTriton) -> None:
     assert answers == [0, 1, 4, 16, 25, 36, 49]
     assert isinstance(refused, str)
     assert "ONNX Runtime" in refused
+
+
+def test_requests_cut_into_pieces_get_their_own_rows(server: EmbeddedTriton) -> None:
+    """Requests of any number of rows, many at once, are put together again; a bad row fails its own request only."""
+
+    def ask(number: int) -> list[int] | str:
+        rows = [(number + row) % 10 for row in range(1 + number % 8)] + [99] * (number == 7)
+        try:
+            return infer(server.grpc_address, "pieced", {"INDEX": np.array(rows, np.int64)[:, None]})["SQUARE"][
+                :, 0
+            ].tolist()
+        except InferenceServerException as error:
+            return str(error)
+
+    numbers = [number for number in range(40) if number % 8 != 7 or number == 7]
+    with ThreadPoolExecutor(8) as pool:
+        answers = dict(zip(numbers, pool.map(ask, numbers), strict=True))
+    refused = answers.pop(7)
+    assert isinstance(refused, str)
+    assert answers == {n: [((n + row) % 10) ** 2 for row in range(1 + n % 8)] for n in answers}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"2"', '"0"', "rows_per_run is '0': a number from 1"),
+        ('"3"', '"many"', "concurrent_runs is 'many'"),
+        ("max_batch_size: 8", "max_batch_size: 0", "needs batching"),
+    ],
+)
+def test_pieces_that_can_t_be_are_refused_at_the_load(tmp_path: Path, old: str, new: str, words: str) -> None:
+    """A model whose parameters make no pieces does not load, and the reason names the parameter."""
+    config = PIECED.replace(old, new)
+    if "max_batch_size: 0" in config:
+        config = config.replace("reshape { shape: [ ] }", "").replace(config[config.index("dynamic_batching") :], "")
+    save_squares(tmp_path / "pieced", config)
+    with pytest.raises(ServeFailed, match=words), EmbeddedTriton(ServeSettings(tmp_path)):
+        pass

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # at run time the files of a backend's folder lie beside one another, in no package
+    from groundglass_ensemble.backends.onnxruntime.onnx_pieces import Pieces, pieces_wanted
     from groundglass_ensemble.backends.shared.stand_in_batch import Feed, split_rows
     from groundglass_ensemble.backends.shared.stand_in_config import (
         Config,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # at run time the files of a backend's folder lie beside one 
     from groundglass_ensemble.backends.shared.stand_in_manifest import check_file
     from groundglass_ensemble.backends.shared.stand_in_requests import Requests
 else:
+    from onnx_pieces import Pieces, pieces_wanted
     from stand_in_batch import split_rows
     from stand_in_config import check_dims, find_model_file, first_line, is_batching
     from stand_in_manifest import check_file
@@ -63,15 +65,19 @@ class TritonPythonModel:
         check_file(path)
         self._session = _open(path, config, args)
         _check(self._session, config)
+        pieces = pieces_wanted(config)
+        self._pieces = Pieces(self._session, config, *pieces) if pieces else None
         self._requests = Requests(config, "ONNX Runtime", self._run, take=_to_onnx, give=_to_triton)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer every request: those of one shape run as one batch, and each fails on its own."""
-        return self._requests.answer(requests)
+        """Answer every request: those of one shape run as one batch, or each in pieces; each fails on its own."""
+        return self._requests.answer(requests) if self._pieces is None else self._pieces.answer(requests)
 
     def finalize(self) -> None:
         """Let go of the session and its memory."""
-        del self._requests, self._session
+        if self._pieces is not None:
+            self._pieces.close()
+        del self._pieces, self._requests, self._session
 
     def _run(self, names: list[str], feeds: list[Feed]) -> list[list[NDArray[Any]]]:
         return split_rows(names, self._session.run(names, _join(feeds)), feeds)
