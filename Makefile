@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out
 STUDY ?=
+BENCH ?=
 
-.PHONY: demo test lint serve clean
+.PHONY: demo test lint serve bench clean
 
 demo: $(VENV)/.serve  ## boot the embedded Triton and analyse one study: STUDY=path, by default a phantom
 ifeq ($(strip $(STUDY)),)
@@ -28,6 +29,9 @@ lint: $(VENV)/.dev
 serve: $(VENV)/.serve  ## keep an embedded Triton running on ports 8000 to 8002
 	$(BIN)/groundglass serve
 
+bench: $(VENV)/.bench  ## measure every scenario, about half an hour on two cores: report in benchmarks/results; BENCH=--quick for a smoke test
+	$(BIN)/groundglass bench $(BENCH)
+
 clean:
 	rm -rf $(VENV) $(OUT)
 
@@ -40,6 +44,10 @@ $(VENV)/.serve: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[serve]'
 	@touch $@
 
+$(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[serve,export,bench]'
+	@touch $@ $(VENV)/.serve
+
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	@touch $@ $(VENV)/.serve
+	@touch $@ $(VENV)/.serve $(VENV)/.bench

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx
 import onnxruntime
-from contenders import Absent, Contender, Models, Prepare, Run, load_graph, make_images, served_network
 
+from contenders import Absent, Contender, Models, Prepare, Run, load_graph, make_images, served_network
 from groundglass.contract import IMAGE, UNET
 
 

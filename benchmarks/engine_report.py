@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from arithmetic import limit_slices_per_s
-from rounds import Rate
-
 from groundglass.publish import published
+from groundglass_bench.rounds import Rate
 
 NAME = "engines"
 

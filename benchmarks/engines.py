@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from arithmetic import known_peak, macs_per_slice
 from contenders import Absent, Contender, Models, Prepare, open_contender
 from engine_report import Measurement, markdown, write_report
-from host import describe_host
-from rounds import Clock, CudaClock, HostClock, Rate, Scenario, measure
-
 from groundglass.errors import GroundglassError, SettingError
 from groundglass.manifest import file_digest
+from groundglass_bench.host import describe_host
+from groundglass_bench.rounds import Clock, CudaClock, HostClock, Rate, Rounds, measure
 from groundglass_export.graph_types import one_line
 
 CPU_BATCHES = (1, 8)
@@ -57,15 +57,15 @@ def engines(
     """  # fmt: skip
     on_gpu = _uses_gpu(device)
     contenders = _chosen(engine, on_gpu)
-    scenario = Scenario(tuple(batch or (GPU_BATCHES if on_gpu else CPU_BATCHES)), repetitions, min_seconds)
+    rounds = Rounds(tuple(batch or (GPU_BATCHES if on_gpu else CPU_BATCHES)), repetitions, min_seconds)
     files = _given({"checkpoint": checkpoint, "fp32": fp32, "int8": int8, "fp16": fp16})
     if threads < 0 or (peak_tflops is not None and peak_tflops <= 0):
         raise SettingError("--threads can't be negative, and --peak-tflops must be more than 0")
     models = Models(
-        files, threads or len(os.sched_getaffinity(0)), compile_mode=compile_mode, largest_batch=max(scenario.batches)
+        files, threads or len(os.sched_getaffinity(0)), compile_mode=compile_mode, largest_batch=max(rounds.batches)
     )
     host = describe_host(models.threads, on_gpu)
-    rates, absent = _measure(models, contenders, scenario, CudaClock(models.stream) if on_gpu else HostClock())
+    rates, absent = _measure(models, contenders, rounds, CudaClock(models.stream) if on_gpu else HostClock())
     if not rates:
         raise SettingError("no engine can run here: " + "; ".join(f"{name}: {why}" for name, why in absent.items()))
     measurement = Measurement(
@@ -83,7 +83,7 @@ def engines(
 
 
 def _measure(
-    models: Models, contenders: dict[str, Contender], scenario: Scenario, clock: Clock
+    models: Models, contenders: dict[str, Contender], rounds: Rounds, clock: Clock
 ) -> tuple[dict[str, dict[int, Rate]], dict[str, str]]:
     """Rates by engine and batch, and reasons by what is missing."""
     opened: dict[str, Prepare] = {}
@@ -95,7 +95,7 @@ def _measure(
         except Absent as reason:
             absent[name] = str(reason)
     rates: dict[str, dict[int, Rate]] = {}
-    for size in scenario.batches:
+    for size in rounds.batches:
         works = {}
         for name, prepare in opened.items():
             try:
@@ -105,7 +105,7 @@ def _measure(
                 works.pop(name, None)
                 absent[f"{name}, batch {size}"] = one_line(error)
         typer.echo(f"batch {size}: {', '.join(works)}", err=True)
-        for name, rate in measure(works, size, scenario, clock).items():
+        for name, rate in measure(works, size, rounds, clock).items():
             rates.setdefault(name, {})[size] = rate
     return rates, absent
 

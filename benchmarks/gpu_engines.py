@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from contenders import Absent, Contender, Models, Prepare, Run, make_images, served_network
 
+from contenders import Absent, Contender, Models, Prepare, Run, make_images, served_network
 from groundglass.contract import IMAGE, UNET
 from groundglass_export.plan import PlanSettings, build_plan, write_plan
 from groundglass_export.plan_engine import PlanEngine

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import probe_network
 from groundglass.errors import ModelError, SettingError
+from groundglass_bench import rounds
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -33,7 +34,6 @@ def load(name: str) -> ModuleType:
 
 
 arithmetic = load("arithmetic")
-rounds = load("rounds")
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_engines_take_turns_and_the_median_is_reported() -> None:
     clock = ScriptedClock()
     slow = iter([9.0, 2.0, 2.0, 4.0, 1.0])
     works = {"slow": lambda: ("slow", next(slow)), "quick": lambda: ("quick", 0.5)}
-    found = rounds.measure(works, 8, rounds.Scenario((8,), repetitions=3, min_seconds=1.0), clock)
+    found = rounds.measure(works, 8, rounds.Rounds((8,), repetitions=3, min_seconds=1.0), clock)
     turns = clock.order[-6:]
     assert all(before != after for before, after in pairwise(turns))
     assert found["slow"] == rounds.Rate(median=4.0, smallest=2.0, largest=8.0, repetitions=3, runs_each=1)
@@ -149,7 +149,7 @@ def test_engines_take_turns_and_the_median_is_reported() -> None:
 def test_scenarios_that_measure_nothing_are_refused(values: tuple[tuple[int, ...], int, float]) -> None:
     """Batch 0, a batch that is never served, no repetition and negative seconds are errors."""
     with pytest.raises(SettingError):
-        rounds.Scenario(*values)
+        rounds.Rounds(*values)
 
 
 def test_the_script_writes_what_it_measured(graph_file: Path, tmp_path: Path) -> None:

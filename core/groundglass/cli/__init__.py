@@ -16,6 +16,7 @@ from typing import Annotated, Final, NoReturn
 
 import typer
 
+from groundglass.cli.benching import bench
 from groundglass.cli.evaluating import evaluate
 from groundglass.cli.exporting import export_app
 from groundglass.cli.serving import serve
@@ -41,6 +42,7 @@ app.command(
 app.command(
     epilog="Example: groundglass evaluate --set export/evaluation/reference.toml --data data/ --server localhost:8001"
 )(evaluate)
+app.command(epilog="Example: groundglass bench --server localhost:8001 --out bench/")(bench)
 
 
 def main() -> None:

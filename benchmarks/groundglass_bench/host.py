@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from typing import Any
 PACKAGES = (
     "groundglass",
     "numpy",
+    "nvidia-pytriton",
+    "tritonclient",
+    "grpcio",
+    "locust",
     "torch",
     "onnx",
     "onnxruntime",
@@ -33,7 +38,7 @@ def describe_host(threads: int, on_gpu: bool) -> dict[str, Any]:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": threads,
-        "gpu": _gpu() if on_gpu else None,
+        "gpu": find_gpu() if on_gpu else None,
         "versions": {package: _version(package) for package in PACKAGES if _version(package)},
     }
 
@@ -60,7 +65,32 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-def _gpu() -> dict[str, Any]:
+def find_gpu() -> dict[str, Any] | None:
+    """The first NVIDIA GPU of this machine, by torch if it sees one, else by the driver's tool; None without any."""
+    try:
+        import torch
+    except ImportError:
+        return _gpu_of_driver()
+    return _gpu_of_torch() if torch.cuda.is_available() else _gpu_of_driver()
+
+
+def _gpu_of_driver() -> dict[str, Any] | None:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    query = "--query-gpu=name,compute_cap,memory.total"
+    try:
+        done = subprocess.run(  # noqa: S603
+            [program, query, "--format=csv,noheader,nounits"], check=True, capture_output=True, text=True, timeout=30
+        )
+        name, capability, memory_mib = done.stdout.splitlines()[0].split(", ")
+        memory_gib = round(float(memory_mib) / 1024, 1)
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+        return None
+    return {"name": name, "compute_capability": capability, "memory_gib": memory_gib, "cuda": None}
+
+
+def _gpu_of_torch() -> dict[str, Any]:
     import torch
 
     major, minor = torch.cuda.get_device_capability()

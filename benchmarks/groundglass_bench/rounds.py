@@ -45,7 +45,7 @@ class CudaClock:
 
     def seconds(self, work: Callable[[], object], times: int) -> float:
         """See :class:`Clock`."""
-        start, end = (self._cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (self._cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record(self._stream)
         for _ in range(times):
             work()
@@ -71,7 +71,7 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
-class Scenario:
+class Rounds:
     """What is measured: batch sizes, rounds, and the seconds that a repetition lasts at least.
 
     Raises SettingError for values that make no measurement.
@@ -91,7 +91,7 @@ class Scenario:
             raise SettingError(f"--min-seconds {self.min_seconds:g}: expected 0 or more")
 
 
-def measure(works: Mapping[str, Callable[[], object]], batch: int, scenario: Scenario, clock: Clock) -> dict[str, Rate]:
+def measure(works: Mapping[str, Callable[[], object]], batch: int, rounds: Rounds, clock: Clock) -> dict[str, Rate]:
     """Rates of all ``works``, each a run of one batch: warm-up, then rounds of A, B, C, A, B, C.
 
     A repetition runs a work as often as fills ``min_seconds``, judged by the second run of its warm-up.
@@ -99,11 +99,11 @@ def measure(works: Mapping[str, Callable[[], object]], batch: int, scenario: Sce
     times = {}
     for name, work in works.items():
         clock.seconds(work, 1)  # allocates, compiles, captures
-        times[name] = max(1, round(scenario.min_seconds / max(clock.seconds(work, 1), _SHORTEST_S)))
+        times[name] = max(1, round(rounds.min_seconds / max(clock.seconds(work, 1), _SHORTEST_S)))
         if times[name] > 1:
             clock.seconds(work, times[name])  # brings the device to the clock rate that it keeps under load
     rates: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(scenario.repetitions):
+    for _ in range(rounds.repetitions):
         for name, work in works.items():
             rates[name].append(batch * times[name] / clock.seconds(work, times[name]))
     return {
