@@ -105,6 +105,11 @@ class Buffers:
         if shared:
             remove_abandoned()
 
+    @property
+    def shared(self) -> bool:
+        """Whether they lie in shared memory."""
+        return self._shared
+
     def take(self, size: int) -> Buffer:
         """A buffer of ``size`` bytes. It never waits: whoever takes bounds how many it holds."""
         with self._lock:
@@ -127,6 +132,7 @@ class Buffers:
     def close(self, patience_s: float = 10.0) -> None:
         """Have the servers let go of everything, for at most ``patience_s``, and remove every file."""
         with self._lock:
+            self._shared = False  # whoever still takes gets memory of this process
             left = [*self._regions.values(), *self._condemned]
             self._free, self._regions, self._condemned = [], {}, []
         for region in left:

@@ -78,7 +78,8 @@ class Pipeline:
     def run(self, slices: Sequence[SliceSource]) -> Generator[Answered, None, None]:
         """Send a whole study; every chunk's answer as it comes. Raises whatever failed first."""
         self._slice_count = len(slices)
-        chunks = list(plan_chunks(slices, self._settings.chunk_bytes))
+        shared = self._transport.buffers().shared
+        chunks = list(plan_chunks(slices, self._settings.chunk_bytes_of(shared=shared)))
         self._buffer_bytes = max(map(_buffer_bytes, chunks))
         self._decoders = ThreadPoolExecutor(self._settings.decode_threads, thread_name_prefix="decode")
         self._senders = ThreadPoolExecutor(self._settings.window, thread_name_prefix="send")

@@ -84,7 +84,7 @@ class Pieces:
             for tensor in config["output"]
         }
         self._rows_per_run = rows_per_run
-        self._pool = ThreadPoolExecutor(concurrent_runs, "piece")
+        self._pool = ThreadPoolExecutor(concurrent_runs, "piece") if concurrent_runs > 1 else None
         self._changed = threading.Condition()
         self._waiting = 0
 
@@ -98,7 +98,8 @@ class Pieces:
 
     def close(self) -> None:
         """Wait for what is under way."""
-        self._pool.shutdown(wait=True)
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
 
     def _take_in(self, request: Any) -> None:
         feed = {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
@@ -112,7 +113,10 @@ class Pieces:
         with self._changed:
             self._waiting += len(pieces)
         for piece in pieces:
-            self._pool.submit(self._run, opened, piece)
+            if self._pool is None:
+                self._run(opened, piece)
+            else:
+                self._pool.submit(self._run, opened, piece)
 
     def _run(self, opened: _Open, piece: slice) -> None:
         with self._changed:
