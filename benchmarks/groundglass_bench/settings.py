@@ -91,9 +91,12 @@ class Peers(Turns):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingSlices(Turns):
-    """Studies of growing length, each sent by a client process of its own. studies_of: slices of each."""
+    """Studies of growing length, each sent by a client process of its own. studies_of: slices of each. slice_ms: what
+    the network waits for each slice; without it the network is near-free.
+    """
 
     studies_of: tuple[int, ...]
+    slice_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

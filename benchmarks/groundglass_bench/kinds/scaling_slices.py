@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 from groundglass_bench.client_process import ClientRun, run_client
 from groundglass_bench.figures import Figure, paired_ratios
 from groundglass_bench.memory import MB
 from groundglass_bench.result import Chart, Line, Measured
-from groundglass_bench.serving import Surroundings, near_free_or_given
+from groundglass_bench.sending import CHUNK_SLICES
+from groundglass_bench.serving import Server, Surroundings, near_free_or_given, waiting_server
 from groundglass_bench.settings import ScalingSlices
 
 
@@ -14,7 +17,7 @@ def measure_scaling_slices(load: ScalingSlices, around: Surroundings) -> Measure
     """Every length in turns, each study from a new process."""
     lengths = sorted(load.studies_of)
     runs: dict[int, list[ClientRun]] = {slices: [] for slices in lengths}
-    with near_free_or_given(around) as server:
+    with _server(load, around) as server:
         for number in range(load.warm_up + load.repetitions):
             for slices in lengths:
                 found = run_client(server.grpc, slices)
@@ -31,22 +34,31 @@ def measure_scaling_slices(load: ScalingSlices, around: Surroundings) -> Measure
         for slices, found in runs.items()
     }
     shortest, longest = lengths[0], lengths[-1]
+    ratios = paired_ratios(per_slice[longest].values, per_slice[shortest].values)
+    network = f"a network that waits {load.slice_ms:g} ms a slice" if load.slice_ms else "the near-free network"
     return Measured(
         figures=(
-            Figure("longest_over_shortest", "", paired_ratios(per_slice[longest].values, per_slice[shortest].values)),
+            Figure("longest_over_shortest", "", ratios),
+            Figure("away_from_linear", "", tuple(abs(ratio - 1) for ratio in ratios)),
             Figure("client_growth", "MB", growth[longest].values),
             Figure("client_growth_masks", "MB", (with_masks.growth_bytes / MB,)),
             *per_slice.values(),
         ),
         charts=(
-            Chart("Time of a slice", "slices of the study", "ms a slice", (_line("near-free network", per_slice),)),
+            Chart("Time of a slice", "slices of the study", "ms a slice", (_line(network, per_slice),)),
             Chart("Memory of the client", "slices of the study", "growth, MB", (_line("without masks", growth),)),
         ),
         notes=(
-            "client_growth: the largest resident memory of a client process, less that before the study. Masks of "
-            f"{longest} slices are {longest * 32 * 1024 / MB:.0f} MB, which the caller asked for.",
+            f"Slices from memory, {network}. client_growth: the largest resident memory of a client process, less that "
+            f"before the study. Masks of {longest} slices are {longest * 32 * 1024 / MB:.0f} MB more.",
         ),
     )
+
+
+def _server(load: ScalingSlices, around: Surroundings) -> AbstractContextManager[Server]:
+    if load.slice_ms and around.server is None:
+        return waiting_server(around, load.slice_ms, CHUNK_SLICES)
+    return near_free_or_given(around)
 
 
 def _line(label: str, figures: dict[int, Figure]) -> Line:
