@@ -36,30 +36,34 @@ _POSITIVE_PIXELS: Final = 64
 
 
 def near_free_unet() -> onnx.ModelProto:
-    """IMAGE -> a mask that looks at every eighth pixel of a row, and marks it with its seven neighbours."""
+    """IMAGE -> a mask that looks at the middle 64 rows, eight of whose values stand for a row of the mask each.
+
+    What it reads lies in one piece: 0.04 ms a slice, where every eighth column took 0.13 (one core, November 2026).
+    """
+    side, row_bytes = contract.IMAGE_SIDE, contract.MASK_ROW_BYTES
     constants: dict[str, Any] = {
-        "first": np.array([0], np.int64),
-        "end": np.array([contract.IMAGE_SIDE], np.int64),
-        "columns": np.array([3], np.int64),
-        "step": np.array([8], np.int64),
-        "channel": np.array([1], np.int64),
+        "first": np.array([(side - row_bytes) // 2], np.int64),
+        "end": np.array([(side + row_bytes) // 2], np.int64),
+        "rows": np.array([2], np.int64),
+        "mask": np.array([0, side, row_bytes], np.int64),
         "lesion_from": np.float32(_LESION_FROM),
         "all_bits": np.uint8(255),
-        "pixels": np.array([1, 2], np.int64),
-        "eight": np.int32(8),
+        "values": np.array([1, 2], np.int64),
+        "eight": np.float32(8),
         "column": np.array([-1, 1], np.int64),
         "enough": np.int32(_POSITIVE_PIXELS),
     }
     nodes = [
-        helper.make_node("Slice", ["IMAGE", "first", "end", "columns", "step"], ["eighths"]),
-        helper.make_node("Squeeze", ["eighths", "channel"], ["sampled"]),
+        helper.make_node("Slice", ["IMAGE", "first", "end", "rows"], ["middle"]),
+        helper.make_node("Reshape", ["middle", "mask"], ["sampled"]),
         helper.make_node("GreaterOrEqual", ["sampled", "lesion_from"], ["lesion"]),
         helper.make_node("Cast", ["lesion"], ["bytes"], to=TensorProto.UINT8),
         helper.make_node("Mul", ["bytes", "all_bits"], ["MASK"]),
-        helper.make_node("Cast", ["lesion"], ["ones"], to=TensorProto.INT32),
-        helper.make_node("ReduceSum", ["ones", "pixels"], ["count"], keepdims=0),
+        helper.make_node("Cast", ["lesion"], ["ones"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["ones", "values"], ["count"], keepdims=0),
         helper.make_node("Mul", ["count", "eight"], ["area"]),
-        helper.make_node("Reshape", ["area", "column"], ["LESION_PIXELS"]),
+        helper.make_node("Reshape", ["area", "column"], ["area_column"]),
+        helper.make_node("Cast", ["area_column"], ["LESION_PIXELS"], to=TensorProto.INT32),
         helper.make_node("GreaterOrEqual", ["LESION_PIXELS", "enough"], ["SLICE_POSITIVE"]),
     ]
     graph = helper.make_graph(
