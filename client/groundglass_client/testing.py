@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import Future
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ class InMemoryTransport:
         """``positive_run`` consecutive positive slices make a scan positive."""
         self._positive_run = positive_run
         self._scans: dict[bytes, ScanRows] = {}
+        self._one_at_a_time = threading.Lock()  # as the real aggregator, which has one instance
         self._buffers = Buffers(shared=False)
 
     def buffers(self) -> Buffers:
@@ -43,7 +45,8 @@ class InMemoryTransport:
         """Answer at once."""
         future: Future[Tensors] = Future()
         try:
-            answer = self._answer(request)
+            with self._one_at_a_time:
+                answer = self._answer(request)
         except AggregationError as error:
             future.set_exception(ServerRefused(str(error)))
         else:

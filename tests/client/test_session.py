@@ -1,5 +1,6 @@
 """A session turns any study into the right verdict, or into one clear error, whatever its server does."""
 
+import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -213,3 +214,16 @@ def test_spans_cover_the_study() -> None:
     assert sum(span.slices for span in spans) == 30
     assert sum(span.attempts for span in spans) == len(spans) + 1
     assert all(0 <= span.decoded_s <= span.sent_s <= span.answered_s for span in spans)
+
+
+def test_the_server_in_memory_answers_one_request_at_a_time() -> None:
+    """Threads that send at once can't see a scan half taken in: the verdict is right every time."""
+    positives = [index % 5 != 0 for index in range(30)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(60):
+            report = analyse(study_of(30), InMemoryTransport(), Decoder(positives), replace(QUICK, window=9)).report
+            assert report.longest_run == 4
+    finally:
+        sys.setswitchinterval(interval)
