@@ -298,5 +298,5 @@ def _read(result: triton.InferResult, request: Request, spec: TensorSpec) -> NDA
         return tensor
     shape = result.get_output(spec.name).shape
     masks = request.buffer.masks(len(request.tensors[contract.HU.name]))
-    # A copy: the buffer is another chunk's soon.
+    # A copy: the buffer is another chunk's soon. A mask of another shape did not go there: its shape is refused later.
     return masks.copy() if tuple(shape) == masks.shape else np.empty(tuple(shape), dtype=np.uint8)
