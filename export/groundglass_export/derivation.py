@@ -6,7 +6,6 @@ server could load it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +16,12 @@ from groundglass.contract import PREPROCESS, UNET
 from groundglass.errors import ModelError, ParityError, SettingError
 from groundglass.manifest import Manifest, check_digest, file_digest, manifest_path, read_manifest, write_manifest
 from groundglass.publish import published
+from groundglass_export.answers import Engine
 from groundglass_export.calibration import Calibration
-from groundglass_export.engine import Engine, OnnxEngine, OnnxPreprocess, load_model
+from groundglass_export.engine import OnnxEngine, OnnxPreprocess, load_model
 from groundglass_export.gate import Comparison, GateReport, GateScan, require, same_decision, verify
-from groundglass_export.gate.picture import write_picture
+from groundglass_export.gate.evidence import PICTURE_FILE, write_evidence
 
-REPORT_FILE = "parity.json"
-PICTURE_FILE = "worst_slice.png"
 PLAN_SUFFIXES = (".plan", ".engine")
 
 
@@ -111,16 +109,6 @@ def verify_file(reference: Reference, candidate: Path, proof: Proof, *, name: st
     report = verify(comparison, calibration=calibration, progress=proof.progress)
     write_evidence(report, comparison, proof.folder)
     return report
-
-
-def write_evidence(report: GateReport, comparison: Comparison, folder: Path) -> None:
-    """``parity.json`` and ``worst_slice.png``. Raises ModelError when they can't be written."""
-    try:
-        with published(folder / REPORT_FILE) as beside:
-            beside.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
-        write_picture(report, comparison, folder / PICTURE_FILE)
-    except OSError as error:
-        raise ModelError(f"the evidence was not written to {folder}: {error}") from error
 
 
 def place_proved(model: onnx.ModelProto, out: Path, reference: Reference, proof: Proof) -> GateReport:

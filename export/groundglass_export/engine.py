@@ -1,17 +1,15 @@
-"""Engines: whatever turns images into masks and verdicts, under one face, so that two of them can be compared.
+"""The engine of ONNX graphs, under ONNX Runtime; a TensorRT plan has an engine of its own.
 
-An ONNX graph runs under ONNX Runtime here; a TensorRT plan has an engine of its own. No torch is needed, so that a
-candidate can be checked in the container that serves it.
+No torch is needed, so that a candidate can be checked in the container that serves it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -33,6 +31,7 @@ from groundglass.contract import (
 )
 from groundglass.errors import ModelError, RepositoryError
 from groundglass.manifest import file_digest
+from groundglass_export.answers import Answers
 from groundglass_export.graph_types import one_line
 
 LOGITS: Final = "LOGITS"
@@ -50,48 +49,6 @@ _ONNX_TYPES: Final = MappingProxyType(
     }
 )
 _QUANTIZED: Final = frozenset({"DequantizeLinear", "QLinearConv", "ConvInteger"})
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Answers:
-    """What an engine says of n slices.
-
-    mask: bool (n, 512, 512); pixels: int32 (n,), the engine's own count; positive: bool (n,). probability: float32
-    (n, 512, 512), NaN where the engine's logit is not finite, or None when the engine does not show it.
-    """
-
-    mask: NDArray[np.bool_]
-    pixels: NDArray[np.int32]
-    positive: NDArray[np.bool_]
-    probability: NDArray[np.float32] | None
-
-    def __len__(self) -> int:
-        return len(self.mask)
-
-    def row(self, row: int) -> Answers:
-        """The answer to one of the slices, as n = 1."""
-        one = slice(row, row + 1)
-        shown = None if self.probability is None else self.probability[one]
-        return Answers(self.mask[one], self.pixels[one], self.positive[one], shown)
-
-
-class Engine(Protocol):
-    """One version of ``unet``, ready to run."""
-
-    @property
-    def name(self) -> str:
-        """What a person calls it: mostly its file's name."""
-
-    @property
-    def precision(self) -> str:
-        """``fp32``, ``fp16`` or ``int8``: which limits it is held to."""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the model file, in hexadecimal."""
-
-    def answers(self, images: NDArray[np.float32]) -> Answers:
-        """Run ``images``, float32 (n, 1, 512, 512) in 0..1. Raises ModelError when the engine fails on them."""
 
 
 class OnnxEngine:

@@ -20,7 +20,8 @@ from torch import Tensor
 from groundglass.contract import ANY, IMAGE, LESION_PIXELS, MASK, SLICE_POSITIVE, UNET
 from groundglass.errors import ModelError, RepositoryError
 from groundglass.manifest import check_digest, file_digest, manifest_path, read_manifest
-from groundglass_export.engine import LOGITS, Answers, probability_of
+from groundglass_export.answers import Answers
+from groundglass_export.engine import LOGITS, probability_of
 from groundglass_export.plan_reports import BuildLog
 from groundglass_export.tensorrt_runtime import RUNTIMES, TensorRt, load_tensorrt, new_logger
 

@@ -24,8 +24,9 @@ import probe_network
 from groundglass.errors import ModelError, ParityError, SettingError
 from groundglass.finding import fold
 from groundglass.manifest import Manifest
+from groundglass_export.answers import Answers
 from groundglass_export.calibration import Calibration
-from groundglass_export.engine import Answers, OnnxEngine, OnnxPreprocess
+from groundglass_export.engine import OnnxEngine, OnnxPreprocess
 from groundglass_export.gate import LIMITS, Comparison, GateReport, GateScan, require, same_decision, verify
 from groundglass_export.gate.coherence import Bracket, Coherence
 from groundglass_export.gate.figures import SliceParity, dice, figures_of, upper_share

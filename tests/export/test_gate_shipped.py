@@ -15,7 +15,8 @@ from groundglass.errors import ParityError
 from groundglass.manifest import Source, file_digest, read_manifest
 from groundglass_client.intake import decode_hu, open_study
 from groundglass_client.phantom import PhantomSettings, write_phantom
-from groundglass_export.engine import Answers, Engine, OnnxEngine, OnnxPreprocess
+from groundglass_export.answers import Answers, Engine
+from groundglass_export.engine import OnnxEngine, OnnxPreprocess
 from groundglass_export.gate import LIMITS, Comparison, GateScan, require, same_decision, verify
 from groundglass_export.gate.judge import judge
 from groundglass_export.gate.picture import write_picture

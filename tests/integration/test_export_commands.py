@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import onnx
@@ -13,6 +14,8 @@ import logit_network
 import probe_network
 from command import assert_one_clear_line, groundglass
 from groundglass.manifest import Manifest, Source, check_digest, file_digest, read_manifest, write_manifest
+from groundglass_client.phantom import PhantomSettings
+from groundglass_export.golden import read_golden
 
 THRESHOLDS = {
     "probability_threshold": logit_network.PROBABILITY_THRESHOLD,
@@ -137,6 +140,21 @@ def test_verify_passes_an_equal_candidate_and_records_it(
     assert read_manifest(folder / "model.onnx").parity["slices_sha256"] == report["slices_sha256"]
 
 
+def test_golden_answers_are_recorded(reference: Path, study: Path, tmp_path: Path) -> None:
+    """Of a study, or of a phantom whose settings are kept in full; the same again gives the same bytes."""
+    command = ["export", "golden", "--model", reference, "--out"]
+    done = groundglass(*command, tmp_path / "study.npz", "--study", study)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["study: 16 slices, 16 positive", str(tmp_path / "study.npz")]
+    assert read_golden(tmp_path / "study.npz").scans[0].phantom is None
+    for name in ("one.npz", "other.npz"):
+        assert groundglass(*command, tmp_path / name).returncode == 0
+    golden = read_golden(tmp_path / "one.npz")
+    assert golden.scans[0].phantom == {**asdict(PhantomSettings(slices=24)), "lesion": [4, 20]}
+    assert golden.reference == read_manifest(reference).as_source()
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "other.npz").read_bytes()
+
+
 def test_verify_fails_a_damaged_candidate_with_a_picture(reference: Path, study: Path, tmp_path: Path) -> None:
     """A network with another bias: exit code 1, the worst slice named, a picture of it, and nothing recorded."""
     damaged = logit_network.unet()
@@ -189,6 +207,9 @@ def test_a_failed_export_leaves_the_old_file(reference: Path, study: Path, tmp_p
         (["tensorrt", "--model", "{half}", "--out", "x.plan", "--batch", "8:4:2"], ["batch profile 8:4:2"]),
         (["tensorrt", "--model", "{half}", "--out", "x.plan", "--runtime", "onnx"], ["onnx", "auto"]),
         (["verify", "--model", "{reference}", "--candidate", "nowhere.plan"], ["nowhere.plan", "no such file"]),
+        (["golden", "--model", "{half}", "--out", "x.npz"], ["in fp16; expected unet in fp32"]),
+        (["golden", "--model", "{reference}", "--out", "x.npz", "--preprocess", "no.onnx"], ["no.onnx"]),
+        (["golden", "--model", "{reference}", "--out", "x.npz", "--study", "nowhere"], ["nowhere"]),
     ],
 )
 def test_bad_input_gives_one_clear_line(
@@ -197,8 +218,9 @@ def test_bad_input_gives_one_clear_line(
     """Missing files, wrong precisions, unusable options: one line that names them, and no file written."""
     filled = [part.format(reference=reference, half=half) for part in arguments]
     filled = [str(tmp_path / part) if part.startswith("x.") else part for part in filled]
-    if arguments[0] != "tensorrt":
+    if arguments[0] not in ("tensorrt", "golden"):
         filled += ["--evidence", str(tmp_path / "evidence")]
+    if arguments[0] != "tensorrt":
         filled += [] if "--study" in filled else ["--study", str(study)]
     assert_one_clear_line(groundglass("export", *filled), *words)
     assert not list(tmp_path.glob("x.*"))

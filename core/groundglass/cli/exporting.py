@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from groundglass.cli.slices import opened_scans
+from groundglass.cli.slices import opened_scans, recorded_phantoms
 from groundglass.cli.terminal import extra, increments, phases, progress
 from groundglass.errors import SettingError
 
@@ -181,14 +181,43 @@ def verify(
 ) -> None:
     """Compare a candidate with the FP32 reference: masks, lesion pixels, verdicts. Fails when it is not equivalent."""
     with extra("export"):
-        from groundglass_export.derivation import PICTURE_FILE, record_parity, verify_file
+        from groundglass_export.derivation import record_parity, verify_file
         from groundglass_export.gate import require
+        from groundglass_export.gate.evidence import PICTURE_FILE
     with _proof(model, study, evidence, preprocess) as (reference, proof):
         report = verify_file(reference, candidate, proof)
     print(json.dumps(report.to_json(), indent=2) if json_out else report.as_text())
     require(report, evidence / PICTURE_FILE)
     if record:
         record_parity(candidate, report)
+
+
+@export_app.command(
+    "golden", epilog="Example: groundglass export golden --model build/unet/1/model.onnx --out build/golden.npz"
+)
+def export_golden(
+    model: Fp32Model,
+    out: Annotated[Path, typer.Option(help="File of golden answers to write.")],
+    study: Annotated[
+        list[Path],
+        typer.Option("--study", help="CT study to answer; repeat for several. Default: a phantom of 24 slices."),
+    ] = [],  # noqa: B006
+    preprocess: PreprocessGraph = None,
+) -> None:
+    """Record what the FP32 reference says of scans, so that a served version can be held to it without the reference.
+
+    The file holds no pixels. The phantom is made again where a version is judged; studies have to be given again there.
+    """
+    with extra("export"):
+        from groundglass_export.derivation import preprocess_of, read_reference
+        from groundglass_export.golden_recording import record_golden
+    reference = read_reference(model)
+    graph = preprocess or preprocess_of(model)
+    with opened_scans(study) as scans, progress("recording", _slices(scans)) as advance:
+        golden = record_golden(reference, graph, scans, out, phantoms=recorded_phantoms(study), progress=_done(advance))
+    for scan in golden.scans:
+        print(f"{scan.name}: {scan.count} slices, {int(scan.positive.sum())} positive")
+    print(out)
 
 
 @contextmanager

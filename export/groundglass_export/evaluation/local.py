@@ -11,8 +11,9 @@ import numpy as np
 from groundglass.errors import CheckpointError, ModelError
 from groundglass.manifest import check_digest, file_digest, manifest_path, read_manifest
 from groundglass.study import Study
+from groundglass_export.answers import Engine
 from groundglass_export.derivation import engine_of, preprocess_of
-from groundglass_export.engine import Engine, OnnxEngine, OnnxPreprocess
+from groundglass_export.engine import OnnxEngine, OnnxPreprocess
 from groundglass_export.evaluation.prediction import DecodeHu, ModelIdentity, Predictions
 from groundglass_export.provenance import current_versions
 

@@ -13,8 +13,8 @@ from typing import Final
 
 import numpy as np
 
+from groundglass_export.answers import Answers
 from groundglass_export.calibration import Calibration
-from groundglass_export.engine import Answers
 from groundglass_export.gate.figures import SliceKey
 
 _WHOLE_NUMBERS: Final = -0.5

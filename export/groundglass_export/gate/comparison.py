@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from groundglass.errors import ModelError, ParityError
-from groundglass_export.engine import Answers, Engine
+from groundglass_export.answers import Answers, Engine, Given
 from groundglass_export.gate.figures import SliceKey
 
 
 class Preprocess(Protocol):
-    """What makes the network's image of a slice; ``engine.OnnxPreprocess`` is one."""
+    """What makes of a slice what the engines are given; ``engine.OnnxPreprocess`` makes the network's image."""
 
-    def image(self, hu: NDArray[np.int16]) -> NDArray[np.float32]:
-        """int16 (rows, cols), Hounsfield units -> float32 (1, 512, 512) in 0..1."""
+    def image(self, hu: NDArray[np.int16]) -> Given:
+        """int16 (rows, cols), Hounsfield units -> one slice of :data:`Given`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +36,39 @@ class GateScan:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What is compared on which scans. Both engines see the images of one ``preprocess``."""
+    """What is compared on which scans. Both engines are given what one ``preprocess`` makes of a slice."""
 
     reference: Engine
     candidate: Engine
     preprocess: Preprocess
     scans: Sequence[GateScan]
 
-    def image(self, key: SliceKey) -> NDArray[np.float32]:
-        """The image of one slice, float32 (1, 512, 512). Raises what the scan and ``preprocess`` raise."""
+    def image(self, key: SliceKey) -> Given:
+        """What the engines are given of one slice. Raises what the scan and ``preprocess`` raise."""
         scan = next(scan for scan in self.scans if scan.name == key[0])
         return self.preprocess.image(scan.hu(key[1]))
 
 
-def ask(engine: Engine, keys: Sequence[SliceKey], images: NDArray[np.float32]) -> Answers:
+def slice_bytes(hu: NDArray[np.int16]) -> bytes:
+    """A slice, int16 (rows, cols), as digests take it: its shape, then Hounsfield units, little-endian."""
+    return f"slice of {hu.shape}\n".encode() + np.ascontiguousarray(hu, dtype="<i2").tobytes()
+
+
+def slice_digest(hu: NDArray[np.int16]) -> str:
+    """SHA-256 of a slice, int16 (rows, cols), in hexadecimal: the same for the same Hounsfield units."""
+    return hashlib.sha256(slice_bytes(hu)).hexdigest()
+
+
+def require_scans(scans: Sequence[GateScan]) -> None:
+    """Raise ParityError for scans that can't be told apart, for a scan without slices, and for no scan at all."""
+    names = [scan.name for scan in scans]
+    if len(set(names)) != len(names):
+        raise ParityError(f"scans of the same name given: {', '.join(sorted(names))}; name each scan once")
+    if not names or min(scan.count for scan in scans) < 1:
+        raise ParityError("there is a scan without slices, or no scan at all: nothing is proved by none")
+
+
+def ask(engine: Engine, keys: Sequence[SliceKey], images: Given) -> Answers:
     """An engine's answers to the slices ``keys``. Raises ParityError, naming them, when it has none."""
     where = f"{engine.precision} {engine.name}, {len(keys)} slices from {keys[0][0]} slice {keys[0][1]}"
     try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from groundglass_export.engine import Answers
+from groundglass_export.answers import Answers
 from groundglass_export.gate.limits import BAND_PROBABILITY, CONFIDENCE
 
 SliceKey = tuple[str, int]

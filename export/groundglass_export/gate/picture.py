@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from groundglass.contract import IMAGE_SIDE, LUNG_WINDOW_CENTRE_HU, LUNG_WINDOW_WIDTH_HU
 from groundglass.errors import ModelError
 from groundglass.publish import published
-from groundglass_export.engine import Answers
+from groundglass_export.answers import Answers, Given
 from groundglass_export.gate.comparison import Comparison, ask
 from groundglass_export.gate.figures import compare_slice
 from groundglass_export.gate.report import GateReport
@@ -37,9 +38,9 @@ def write_picture(report: GateReport, comparison: Comparison, path: Path) -> Pat
     Both engines answer that slice once more, alone. Raises what they and the scan raise, and ModelError when the file
     can't be written.
     """
-    image = comparison.image(report.worst)
-    answers = [ask(engine, [report.worst], image[None]) for engine in (comparison.reference, comparison.candidate)]
-    figure = _drawn(report, image[0], answers[0], answers[1])
+    given = comparison.image(report.worst)
+    answers = [ask(engine, [report.worst], given[None]) for engine in (comparison.reference, comparison.candidate)]
+    figure = _drawn(report, _grey(given), answers[0], answers[1])
     try:
         with published(path) as beside:
             figure.savefig(beside, dpi=100, format="png")
@@ -67,6 +68,18 @@ def _drawn(report: GateReport, image: Grey, expected: Answers, found: Answers) -
     figure.legend(handles=_legend(), loc="outside lower center", ncols=3)
     figure.suptitle(_title(report, expected, found), fontsize=12)
     return figure
+
+
+def _grey(given: Given) -> Grey:
+    """A slice as the lung window shows it, float32 (512, 512): an image is that already, Hounsfield units are not."""
+    if given.dtype == np.float32:
+        image: Grey = given[0]
+        return image
+    floor_hu = LUNG_WINDOW_CENTRE_HU - LUNG_WINDOW_WIDTH_HU / 2
+    rows, columns = ((np.arange(IMAGE_SIDE) + 0.5) * side // IMAGE_SIDE for side in given.shape)  # nearest is enough
+    shown = given[np.ix_(rows.astype(np.intp), columns.astype(np.intp))]
+    windowed: Grey = (shown.astype(np.float32) - np.float32(floor_hu)) / np.float32(LUNG_WINDOW_WIDTH_HU)
+    return windowed
 
 
 def _title(report: GateReport, expected: Answers, found: Answers) -> str:

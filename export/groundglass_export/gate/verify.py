@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from groundglass.errors import ParityError, SettingError
 from groundglass.finding import fold
-from groundglass.manifest import Manifest
+from groundglass_export.answers import Engine, Given
 from groundglass_export.calibration import Calibration
-from groundglass_export.engine import Engine
 from groundglass_export.gate.batching import batch_complaints
 from groundglass_export.gate.coherence import Coherence, Complaint
-from groundglass_export.gate.comparison import Comparison, GateScan, ask
+from groundglass_export.gate.comparison import Comparison, GateScan, ask, require_scans, slice_bytes
 from groundglass_export.gate.figures import SliceKey, SliceParity, compare_slice, figures_of
 from groundglass_export.gate.judge import judge, notes_on
 from groundglass_export.gate.limits import LIMITS, GateLimits
@@ -26,8 +24,24 @@ from groundglass_export.gate.report import EngineIdentity, GateReport, ScanParit
 DEFAULT_BATCH: Final = 4
 
 
-def same_decision(reference: Manifest, candidate: Manifest) -> Calibration:
-    """The thresholds and the window that both manifests state.
+class Decision(Protocol):
+    """What states by which thresholds and on which window a model decides: a manifest, or golden answers."""
+
+    @property
+    def file(self) -> str:
+        """Name of the model file."""
+
+    @property
+    def calibration(self) -> Mapping[str, float]:
+        """Thresholds of mask and verdict, as :class:`Calibration` names them."""
+
+    @property
+    def window_hu(self) -> Mapping[str, float]:
+        """Centre and width, in Hounsfield units."""
+
+
+def same_decision(reference: Decision, candidate: Decision) -> Calibration:
+    """The thresholds and the window that both state.
 
     Raises ParityError where they don't state the same, and CheckpointError for thresholds that are none.
     """
@@ -41,7 +55,7 @@ def same_decision(reference: Manifest, candidate: Manifest) -> Calibration:
                 "they decide otherwise by design; export the candidate again from this reference"
             )
     if set(reference.calibration) != {field.name for field in fields(Calibration)}:
-        raise ParityError(f"the manifest of {reference.file} states no thresholds: {dict(reference.calibration)}")
+        raise ParityError(f"{reference.file} states no thresholds: {dict(reference.calibration)}; export it again")
     return Calibration(**reference.calibration)  # type: ignore[arg-type]  # a mapping read from JSON
 
 
@@ -118,13 +132,12 @@ class _Tally:
         for who, coherence in (("reference", self._reference), ("candidate", self._candidate)):
             yield from coherence.complaints(who, self._reference, calibration, limits.threshold_tolerance)
 
-    def _image(self, scan: GateScan, index: int) -> NDArray[np.float32]:
+    def _image(self, scan: GateScan, index: int) -> Given:
         hu = scan.hu(index)
-        self.digest.update(f"slice of {hu.shape}\n".encode())
-        self.digest.update(np.ascontiguousarray(hu, dtype="<i2").data)
+        self.digest.update(slice_bytes(hu))
         return self._comparison.preprocess.image(hu)
 
-    def _take(self, keys: list[SliceKey], images: NDArray[np.float32]) -> None:
+    def _take(self, keys: list[SliceKey], images: Given) -> None:
         expected = ask(self._comparison.reference, keys, images)
         found = ask(self._comparison.candidate, keys, images)
         self._reference.take(keys, expected)
@@ -143,15 +156,12 @@ def _limits_of(candidate: Engine) -> GateLimits:
 def _require_work(comparison: Comparison, batch: int) -> None:
     if batch < 1:
         raise SettingError(f"a batch of {batch} slices asked for; it takes at least 1")
-    reference, names = comparison.reference, [scan.name for scan in comparison.scans]
+    reference = comparison.reference
     if reference.precision != "fp32":
         raise ParityError(
             f"the reference {reference.name} is of precision {reference.precision}; the gate compares with FP32"
         )
-    if len(set(names)) != len(names):
-        raise ParityError(f"scans of the same name given: {', '.join(sorted(names))}; name each scan once")
-    if not names or min(scan.count for scan in comparison.scans) < 1:
-        raise ParityError("there is a scan without slices, or no scan at all: nothing is proved by none")
+    require_scans(comparison.scans)
 
 
 def _identity(engine: Engine) -> EngineIdentity:
