@@ -23,6 +23,7 @@ from groundglass.errors import ServerUnreachable, StudyError
 from groundglass.study import Refusal, SliceSource
 from groundglass_client.asking import Asking
 from groundglass_client.buffers import MASK_BYTES, Buffer
+from groundglass_client.choice import Choice
 from groundglass_client.chunk import HU_BYTES, Chunk, DecodeHu, plan_chunks
 from groundglass_client.requests import ChunkAnswer, read_scan_answer, scan_request
 from groundglass_client.settings import SessionSettings
@@ -60,12 +61,21 @@ class Pipeline:
     """The chunks of one study. Use it once."""
 
     def __init__(
-        self, transport: Transport, decode_hu: DecodeHu, settings: SessionSettings, asking: Asking, started: float
+        self,
+        transport: Transport,
+        decode_hu: DecodeHu,
+        settings: SessionSettings,
+        asking: Asking,
+        *,
+        choice: Choice,
+        started: float,
     ) -> None:
+        """Every chunk goes to the version of ``choice``. ``started`` is when the study began, by ``time.monotonic``."""
         self._transport = transport
         self._decode_hu = decode_hu
         self._settings = settings
         self._asking = asking
+        self._choice = choice
         self._started = started
         self._key = secrets.token_hex(16)  # opaque, and new for each analysis: an earlier one's state can't interfere
         self._slice_count = 0
@@ -181,6 +191,8 @@ class Pipeline:
             self._slice_count,
             masks=self._settings.masks,
             buffer=job.buffer if first else None,
+            model=self._choice.model,
+            live=self._choice.live,
         )
         try:
             tensors = self._asking.answer(self._transport.send(request, timeout_s))

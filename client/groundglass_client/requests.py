@@ -24,12 +24,20 @@ class Request:
     """One inference request: the tensors that go to a model, and the names of those wanted back.
 
     ``buffer`` is given where its ``HU`` tensor lies at the start of that buffer, and the masks may go to its end.
+    ``live`` is the version of ``unet`` that the sender takes to be live; None where any may answer.
     """
 
     model: ModelSpec
     tensors: Tensors
     outputs: tuple[TensorSpec, ...]
     buffer: Buffer | None = None
+    live: str | None = None
+
+    @property
+    def pin(self) -> str | None:
+        """The version of ``unet`` that is asked for by name; None for a model that whichever is live answers."""
+        name = self.model.name
+        return name.removeprefix(contract.PIN_PREFIX) if name.startswith(contract.PIN_PREFIX) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +56,23 @@ class ChunkAnswer:
 
 
 def scan_request(
-    chunk: Chunk, study_key: str, slice_count: int, *, masks: bool, buffer: Buffer | None = None
+    chunk: Chunk,
+    study_key: str,
+    slice_count: int,
+    *,
+    masks: bool,
+    buffer: Buffer | None = None,
+    model: ModelSpec = contract.CT_SCAN,
+    live: str | None = None,
 ) -> Request:
-    """The request that sends ``chunk`` through the whole ensemble; its pixels start ``buffer``, if that is given."""
+    """The request that sends ``chunk`` through the whole ensemble; its pixels start ``buffer``, if that is given.
+
+    ``model`` is ``ct_scan`` or one that asks for a version by name; for ``live`` see :class:`Request`.
+    """
     rows = len(chunk.indices)
     tensors = {contract.HU.name: chunk.hu, **_row_tensors(study_key, chunk.indices, slice_count, rows)}
-    wanted = tuple(spec for spec in contract.CT_SCAN.outputs if masks or spec is not contract.MASK)
-    return Request(contract.CT_SCAN, tensors, wanted, buffer)
+    wanted = tuple(spec for spec in model.outputs if masks or spec is not contract.MASK)
+    return Request(model, tensors, wanted, buffer, live)
 
 
 def fold_request(positive: NDArray[np.bool_], study_key: str) -> Request:

@@ -3,7 +3,7 @@
 The pipeline decodes and sends; this is what the answers become. The verdict is the server's; when its state was lost (a
 restart, an eviction, a retry), or lies on several servers, the slice verdicts already held are folded again by the
 aggregator of any of them in one small request. Either way it is compared with the client's own fold, so that a wrong
-verdict can't pass.
+verdict can't pass. One version of the network answers all of it, or it is computed again on another.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from groundglass.contract import IMAGE_SIDE, MASK_ROW_BYTES
-from groundglass.errors import NoSeries, ServerError
+from groundglass.errors import DeadlinePassed, NoSeries, ServerError, VersionGone
 from groundglass.finding import ScanFinding, longest_run_span
 from groundglass.report import ScanReport, SliceResult
 from groundglass.study import Study
 from groundglass_client.asking import Asking
+from groundglass_client.choice import Choice, choose
 from groundglass_client.chunk import DecodeHu
 from groundglass_client.pipeline import Pipeline
-from groundglass_client.requests import ChunkAnswer, fold_request, read_finding
+from groundglass_client.requests import fold_request, read_finding
+from groundglass_client.rows import Rows
 from groundglass_client.settings import DEFAULT_SETTINGS, SessionSettings
 from groundglass_client.spans import ChunkSpan
 from groundglass_client.transport import ServedScan, Transport
@@ -36,6 +38,9 @@ from groundglass_client.transport import ServedScan, Transport
 __all__ = ["ScanAnalysis", "SessionSettings", "analyse"]
 
 log = logging.getLogger(__name__)
+
+MOST_ATTEMPTS: Final = 5
+"""How often a study is begun when versions are taken from under it: who swaps faster than that has another problem."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,29 +63,104 @@ def analyse(
 ) -> ScanAnalysis:
     """Send ``study`` through the server behind ``transport`` and return its report.
 
-    ``on_slices`` is called with the number of slices of each answer, from this thread. Raises ServerUnreachable when
-    the server stays away longer than the settings allow, ServerRefused when it refuses, and what ``decode_hu``
-    raises. The first failure wins: everything else is cancelled.
+    One model version answers every slice: when it is taken away, or another becomes live where versions can't be asked
+    for by name, the study is computed again from its first slice. ``on_slices`` is called with the number of slices of
+    each answer, from this thread, and with a negative number for answers that no longer count.
+
+    Raises ServerUnreachable when the server stays away longer than the settings allow, ServerRefused when it refuses,
+    VersionGone when it does not serve the version that the settings ask for, DeadlinePassed, ServerError when versions
+    change faster than the study is computed, and what ``decode_hu`` raises. The first failure wins: everything else is
+    cancelled.
     """
-    started = time.monotonic()
-    asking = Asking(settings, started)
-    scan = _Scan(transport, settings, asking)
-    served = scan.described()
-    pipeline = Pipeline(transport, decode_hu, settings, asking, started)
-    rows = _Rows.of(len(study.slices), masks=settings.masks)
-    spans: list[ChunkSpan] = []
-    finding: ScanFinding | None = None
-    with closing(pipeline.run(study.slices)) as answers:
-        for answered in answers:
-            rows.put(answered.answer)
-            spans.append(answered.span)
-            finding = answered.answer.finding if answered.answer.finding.complete else finding
-            on_slices(answered.span.slices)
-    kept = _without_bad_slices(study, pipeline)
-    rows = rows.only([source.index for source in kept.slices])
-    finding = scan.verdict(finding, rows.positive)
-    report = _report(kept, rows, finding, scan.confirmed(served), time.monotonic() - started)
-    return ScanAnalysis(report, rows.masks, tuple(spans))
+    return _Session(study, transport, decode_hu, settings, _Progress(on_slices), time.monotonic()).analysed()
+
+
+class _Progress:
+    """Tells how many slices are answered, and takes back what no longer counts."""
+
+    def __init__(self, on_slices: Callable[[int], None]) -> None:
+        self._on_slices = on_slices
+        self._done = 0
+
+    def add(self, slices: int) -> None:
+        """So many more are answered."""
+        self._done += slices
+        self._on_slices(slices)
+
+    def undo(self) -> None:
+        """None is answered."""
+        if self._done:
+            self._on_slices(-self._done)
+        self._done = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    study: Study
+    transport: Transport
+    decode_hu: DecodeHu
+    settings: SessionSettings
+    progress: _Progress
+    started: float
+
+    def analysed(self) -> ScanAnalysis:
+        """The study, computed until one version has answered all of it."""
+        failed: tuple[Choice, ServerError] | None = None
+        attempt, canary = 1, True
+        while True:
+            scan = _Scan(self.transport, self.settings, Asking(self.settings, self.started))
+            served = scan.described(self.settings.recovery_s if failed else self.settings.connect_timeout_s)
+            choice = choose(served, self.settings, self.study, canary=canary)
+            _warn(failed, choice)
+            try:
+                return self._computed(scan, served, choice)
+            except ServerError as error:
+                if not _another_may_answer(choice, error):
+                    raise
+                if attempt == MOST_ATTEMPTS:
+                    raise ServerError(
+                        f"the study was begun {attempt} times, and each time another model version took over before "
+                        f"the verdict: versions change too fast for it. The last time: {error}"
+                    ) from error
+                failed = choice, error.with_traceback(None)  # which would keep the masks of this attempt
+            self.progress.undo()
+            attempt, canary = attempt + 1, canary and not choice.candidate
+
+    def _computed(self, scan: _Scan, served: ServedScan, choice: Choice) -> ScanAnalysis:
+        """The study, every slice of it by the version of ``choice``. Raises VersionGone when that can't be had."""
+        pipeline = Pipeline(
+            self.transport, self.decode_hu, self.settings, scan.asking, choice=choice, started=self.started
+        )
+        rows = Rows.of(len(self.study.slices), masks=self.settings.masks)
+        spans: list[ChunkSpan] = []
+        finding: ScanFinding | None = None
+        with closing(pipeline.run(self.study.slices)) as answers:
+            for answered in answers:
+                rows.put(answered.answer)
+                spans.append(answered.span)
+                finding = answered.answer.finding if answered.answer.finding.complete else finding
+                self.progress.add(answered.span.slices)
+        kept = _without_bad_slices(self.study, pipeline)
+        rows = rows.only([source.index for source in kept.slices])
+        finding = scan.verdict(finding, rows.positive)
+        if not choice.by_name:
+            scan.confirm(served)
+        answered_by = replace(served, model_version=choice.version)
+        report = _report(kept, rows, finding, answered_by, time.monotonic() - self.started)
+        return ScanAnalysis(report, rows.masks, tuple(spans))
+
+
+def _another_may_answer(choice: Choice, error: ServerError) -> bool:
+    """Whether the study can still be computed on another version; a candidate's failure is never the study's."""
+    return isinstance(error, VersionGone) or (choice.candidate and not isinstance(error, DeadlinePassed))
+
+
+def _warn(failed: tuple[Choice, ServerError] | None, choice: Choice) -> None:
+    if failed is not None:
+        log.warning(
+            "version %s%s did not answer the whole study, which is computed again on version %s: %s",
+            *(failed[0].version, ", a canary," if failed[0].candidate else "", choice.version, failed[1]),
+        )
 
 
 class _Scan:
@@ -89,13 +169,13 @@ class _Scan:
     def __init__(self, transport: Transport, settings: SessionSettings, asking: Asking) -> None:
         self._transport = transport
         self._settings = settings
-        self._asking = asking
+        self.asking = asking
 
-    def described(self) -> ServedScan:
+    def described(self, patience_s: float) -> ServedScan:
         """What the server says of itself, once it can be reached."""
-        patience_s = self._settings.connect_timeout_s
-        return self._asking.until_answered(
-            lambda timeout_s: self._transport.describe(min(timeout_s, patience_s)), patience_s
+        longest_s = self._settings.connect_timeout_s
+        return self.asking.until_answered(
+            lambda timeout_s: self._transport.describe(min(timeout_s, longest_s)), patience_s
         )
 
     def verdict(self, finding: ScanFinding | None, positive: NDArray[np.bool_]) -> ScanFinding:
@@ -111,26 +191,26 @@ class _Scan:
             )
         return finding
 
-    def confirmed(self, served: ServedScan) -> ServedScan:
-        """``served`` with the model version that answers now added, when that is another one: a mixture is never
-        silent.
+    def confirm(self, served: ServedScan) -> None:
+        """Raise VersionGone unless what was live as the study began has been live until now, after its last answer.
+
+        One that came and went on a server in between is not seen: only a version that is asked for by name is proof
+        against that.
         """
-        try:
-            version_now = self._transport.describe(self._settings.connect_timeout_s).model_version
-        except ServerError as error:
-            log.warning("the model version could not be confirmed after the last answer: %s", error)
-            return served
-        versions = sorted({*served.model_version.split(" and "), *version_now.split(" and ")})
-        return ServedScan(" and ".join(versions), served.positive_run)
+        now = self.described(self._settings.recovery_s)
+        if now.model_version != served.model_version:
+            raise VersionGone(f"version {now.model_version} went live in place of version {served.model_version}")
+        if now.departures != served.departures:
+            raise VersionGone(f"version {served.model_version} is no longer live on every server that answered")
 
     def _fold(self, positive: NDArray[np.bool_]) -> ScanFinding:
         slices = len(positive)
 
         def ask(timeout_s: float) -> ScanFinding:
             request = fold_request(positive, secrets.token_hex(16))
-            return read_finding(self._asking.answer(self._transport.send(request, timeout_s)), slices, slices)
+            return read_finding(self.asking.answer(self._transport.send(request, timeout_s)), slices, slices)
 
-        return self._asking.until_answered(ask, self._settings.recovery_s)
+        return self.asking.until_answered(ask, self._settings.recovery_s)
 
 
 def _without_bad_slices(study: Study, pipeline: Pipeline) -> Study:
@@ -144,39 +224,7 @@ def _without_bad_slices(study: Study, pipeline: Pipeline) -> Study:
     return replace(study, slices=slices, refused=refused)
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Slice verdicts of a whole scan, head to feet: int32 (n,), bool (n,), uint8 (n, 512, 64) or None."""
-
-    lesion_pixels: NDArray[np.int32]
-    positive: NDArray[np.bool_]
-    masks: NDArray[np.uint8] | None
-
-    @classmethod
-    def of(cls, slices: int, *, masks: bool) -> _Rows:
-        """Room for a scan. Memory of masks is only taken as they come."""
-        return cls(
-            np.zeros(slices, dtype=np.int32),
-            np.zeros(slices, dtype=np.bool_),
-            np.zeros((slices, IMAGE_SIDE, MASK_ROW_BYTES), dtype=np.uint8) if masks else None,
-        )
-
-    def put(self, answer: ChunkAnswer) -> None:
-        """Put a chunk's rows in their places."""
-        self.lesion_pixels[answer.indices] = answer.lesion_pixels
-        self.positive[answer.indices] = answer.positive
-        if self.masks is not None and answer.masks is not None:
-            self.masks[answer.indices] = answer.masks
-
-    def only(self, indices: list[int]) -> _Rows:
-        """The rows of these slices, in their order."""
-        if len(indices) == len(self.positive):
-            return self
-        masks = None if self.masks is None else self.masks[indices]
-        return _Rows(self.lesion_pixels[indices], self.positive[indices], masks)
-
-
-def _report(kept: Study, rows: _Rows, finding: ScanFinding, served: ServedScan, seconds: float) -> ScanReport:
+def _report(kept: Study, rows: Rows, finding: ScanFinding, served: ServedScan, seconds: float) -> ScanReport:
     start, end = longest_run_span(rows.positive)
     return ScanReport(
         study=kept,

@@ -6,6 +6,9 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
+from groundglass.errors import SettingError
+from groundglass_client.canary import Canary
+
 MIB: Final = 1 << 20
 SHARED_CHUNK_BYTES: Final = 8 * MIB
 SENT_CHUNK_BYTES: Final = 4 * MIB
@@ -25,9 +28,11 @@ class SessionSettings:
     request_timeout_s: longest wait for one answer; a CPU needs seconds for a chunk, and a window of them queues.
     connect_timeout_s: how long a server may take to be reachable at first.
     recovery_s: how long a server may stay unreachable, or overloaded, in the middle of a study.
-    deadline_s: the study's own limit, from the first request to the verdict; None for none.
+    deadline_s: the study's own limit, from the first request to the verdict, whatever is computed again; None for none.
     masks: ask for the lesion masks (32 KiB a slice).
     skip_bad: leave out slices that can't be decoded and say so in the report, instead of refusing the study.
+    version: the model version that answers, asked for by name; None for the one that is live.
+    canary: a candidate version that answers a share of the studies; None for none.
     """
 
     chunk_bytes: int | None = None
@@ -40,6 +45,15 @@ class SessionSettings:
     deadline_s: float | None = None
     masks: bool = True
     skip_bad: bool = False
+    version: str | None = None
+    canary: Canary | None = None
+
+    def __post_init__(self) -> None:
+        if self.version is not None and self.canary is not None:
+            raise SettingError(
+                f"model version {self.version} and a canary of version {self.canary.version} are both asked for: a "
+                "study goes to one version, so give one of the two"
+            )
 
     def chunk_bytes_of(self, *, shared: bool) -> int:
         """``chunk_bytes``, or what measured best for memory that is ``shared`` with the server or not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from groundglass import contract
-from groundglass.errors import AggregationError, ServerRefused
+from groundglass.errors import AggregationError, ServerRefused, VersionGone
 from groundglass.finding import ScanRows
 from groundglass_client.buffers import Buffers
 from groundglass_client.requests import Request, Tensors
@@ -21,14 +22,29 @@ POSITIVE_FROM_PIXELS: Final = 64
 
 
 class InMemoryTransport:
-    """Marks every pixel of 0 HU or more; a slice is positive from 64 marked pixels on.
+    """Marks every pixel of 0 HU or more, unless told otherwise; a slice is positive from 64 marked pixels on.
 
     Slices must divide 512: each pixel fills a square of the mask. Scans are kept for the life of the object.
     """
 
-    def __init__(self, positive_run: int = contract.POSITIVE_RUN) -> None:
-        """``positive_run`` consecutive positive slices make a scan positive."""
+    def __init__(
+        self,
+        positive_run: int = contract.POSITIVE_RUN,
+        *,
+        live: str = "1",
+        pinned: Collection[str] = (),
+        mark_from_hu: Mapping[str, int] | None = None,
+    ) -> None:
+        """``positive_run`` consecutive positive slices make a scan positive.
+
+        Version ``live`` answers ``ct_scan``, and those ``pinned`` can be asked for by name. A version marks pixels from
+        0 HU on, or from what ``mark_from_hu`` says of it. All of them may change at any time: see :meth:`promote`,
+        :meth:`pin` and :meth:`retire`.
+        """
         self._positive_run = positive_run
+        self._live = live
+        self._pinned = frozenset(pinned)
+        self._mark_from_hu = mark_from_hu or {}
         self._scans: dict[bytes, ScanRows] = {}
         self._one_at_a_time = threading.Lock()  # as the real aggregator, which has one instance
         self._buffers = Buffers(shared=False)
@@ -38,8 +54,24 @@ class InMemoryTransport:
         return self._buffers
 
     def describe(self, timeout_s: float) -> ServedScan:
-        """Version "1" of this very rule."""
-        return ServedScan("1", self._positive_run)
+        """The version that is live, and those that can be asked for by name."""
+        with self._one_at_a_time:
+            return ServedScan(self._live, self._positive_run, self._pinned)
+
+    def promote(self, version: str) -> None:
+        """From now on ``version`` answers ``ct_scan``."""
+        with self._one_at_a_time:
+            self._live = version
+
+    def pin(self, version: str) -> None:
+        """From now on ``version`` can be asked for by name."""
+        with self._one_at_a_time:
+            self._pinned |= {version}
+
+    def retire(self, version: str) -> None:
+        """From now on ``version`` can't be asked for by name."""
+        with self._one_at_a_time:
+            self._pinned -= {version}
 
     def send(self, request: Request, timeout_s: float) -> Future[Tensors]:
         """Answer at once."""
@@ -49,6 +81,8 @@ class InMemoryTransport:
                 answer = self._answer(request)
         except AggregationError as error:
             future.set_exception(ServerRefused(str(error)))
+        except VersionGone as error:
+            future.set_exception(error)
         else:
             future.set_result({spec.name: answer[spec.name] for spec in request.outputs})
         return future
@@ -56,7 +90,9 @@ class InMemoryTransport:
     def _answer(self, request: Request) -> dict[str, NDArray[Any]]:
         if request.model is contract.SCAN_AGGREGATOR:
             return self._aggregate(request.tensors, request.tensors[contract.SLICE_POSITIVE.name])
-        lesions = _lesions(request.tensors[contract.HU.name])
+        lesions = _lesions(
+            request.tensors[contract.HU.name], self._mark_from_hu.get(self._answering(request), MARK_FROM_HU)
+        )
         pixels = lesions.sum(axis=(1, 2), dtype=np.int32)[:, None]
         positive = pixels >= POSITIVE_FROM_PIXELS
         return {
@@ -65,6 +101,11 @@ class InMemoryTransport:
             contract.SLICE_POSITIVE.name: positive,
             **self._aggregate(request.tensors, positive),
         }
+
+    def _answering(self, request: Request) -> str:
+        if request.pin is not None and request.pin not in self._pinned:
+            raise VersionGone(f"model {request.model.name} in memory: version {request.pin} can't be asked for by name")
+        return request.pin or self._live
 
     def _aggregate(self, tensors: Tensors, positive: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
         keys, counts, indices = (
@@ -87,7 +128,7 @@ class InMemoryTransport:
         }
 
 
-def _lesions(hu: NDArray[Any]) -> NDArray[np.bool_]:
+def _lesions(hu: NDArray[Any], mark_from_hu: int) -> NDArray[np.bool_]:
     scale = contract.IMAGE_SIDE // hu.shape[1], contract.IMAGE_SIDE // hu.shape[2]
-    marked: NDArray[np.bool_] = hu >= MARK_FROM_HU
+    marked: NDArray[np.bool_] = hu >= mark_from_hu
     return marked.repeat(scale[0], axis=1).repeat(scale[1], axis=2)

@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from groundglass import contract
 from groundglass.contract import ModelSpec, TensorSpec
-from groundglass.errors import ServerError, ServerRefused, ServerUnreachable, SettingError
+from groundglass.errors import ServerError, ServerRefused, ServerUnreachable, SettingError, VersionGone
 from groundglass_client.buffers import MASK_BYTES, PREFIX, SHARED_MEMORY, Buffer, Buffers
 from groundglass_client.requests import Request, Tensors
 
@@ -48,16 +48,27 @@ UNKNOWN_REGION: Final = re.compile(r"unable to find shared memory region", re.IG
 KNOWN_REGION: Final = "already in manager"
 """Triton's words for a region that is registered already."""
 
+NEWEST: Final = -1
+"""The version of an ensemble's step that stands for the newest loaded one."""
+
 REGION_TIMEOUT_S: Final = 5.0
 """Longest wait for a server to register a region, or to let go of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServedScan:
-    """What a server says of itself: the version of ``unet`` that answers, and the run that makes a scan positive."""
+    """What a server says of itself: the version of ``unet`` that answers, and the run that makes a scan positive.
+
+    ``pinned`` are the versions that can be asked for by name: ``contract.pinned`` gives the model to send to.
+    ``departures`` counts how often a server where ``model_version`` was live was found to have left it: slices that
+    were sent to whatever is live between two answers may be of two versions when it rose, though the version is the
+    same in both.
+    """
 
     model_version: str
     positive_run: int
+    pinned: frozenset[str] = frozenset()
+    departures: int = 0
 
 
 class Transport(Protocol):
@@ -66,7 +77,8 @@ class Transport(Protocol):
     def send(self, request: Request, timeout_s: float) -> Future[Tensors]:
         """Start one inference; cancelling the future cancels it on the wire.
 
-        The future raises ServerUnreachable when the same request may succeed later, and ServerRefused when it won't.
+        The future raises ServerUnreachable when the same request may succeed later, and ServerRefused when it won't:
+        VersionGone when that is because the version it asks for is not served, or no longer.
         """
 
     def describe(self, timeout_s: float) -> ServedScan:
@@ -134,11 +146,30 @@ class GrpcTransport:
 
     def describe(self, timeout_s: float) -> ServedScan:
         """See :meth:`Transport.describe`."""
+        # Before unet's versions: a live version is among them, unless it was taken away in between.
+        live = self._live_step(timeout_s)
         for spec in contract.MODELS:
             metadata = self._ask(self._client.get_model_metadata, spec.name, timeout_s)
             self._check(spec, metadata)
             if spec is contract.UNET:
-                version = max(metadata.versions, key=int)
+                loaded = list(metadata.versions)
+        return ServedScan(
+            max(loaded, key=int) if live == NEWEST else str(live),
+            self._positive_run(timeout_s),
+            frozenset(version for version in loaded if self._ready(contract.pinned(version), timeout_s)),
+        )
+
+    def _live_step(self, timeout_s: float) -> int:
+        """The version of unet in ``ct_scan``; NEWEST for the newest that is loaded."""
+        config = self._ask(self._client.get_model_config, contract.CT_SCAN.name, timeout_s).config
+        for step in config.ensemble_scheduling.step:
+            if step.model_name == contract.UNET.name:
+                return int(step.model_version)
+        raise ServerRefused(
+            f"model {contract.CT_SCAN.name} at {self._server} has no step {contract.UNET.name}: it is another ensemble"
+        )
+
+    def _positive_run(self, timeout_s: float) -> int:
         config = self._ask(self._client.get_model_config, contract.SCAN_AGGREGATOR.name, timeout_s).config
         positive_run = config.parameters[contract.RUN_PARAMETER].string_value
         if not positive_run.isdecimal():
@@ -146,7 +177,10 @@ class GrpcTransport:
                 f"model {config.name} at {self._server}: parameter {contract.RUN_PARAMETER} is {positive_run!r}, "
                 "expected a number of slices"
             )
-        return ServedScan(version, int(positive_run))
+        return int(positive_run)
+
+    def _ready(self, spec: ModelSpec, timeout_s: float) -> bool:
+        return bool(self._ask(self._client.is_model_ready, spec.name, timeout_s))
 
     def _ask(self, question: Any, model: str, timeout_s: float) -> Any:
         try:
@@ -183,6 +217,9 @@ class GrpcTransport:
         if code in PASSING or UNKNOWN_REGION.search(said) or (code == "INTERNAL" and PASSING_INTERNAL.search(said)):
             self._regions.doubt()  # it may have restarted
             return ServerUnreachable(words)
+        # An ensemble that is loaded anew keeps answering (2.51, measured under load, November 2026): this one is gone.
+        if code == "NOT_FOUND" and model.startswith(contract.PIN_PREFIX):
+            return VersionGone(words)
         return ServerRefused(words)
 
 

@@ -7,7 +7,7 @@ share a batch, in any order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 ANY: Final = -1
@@ -97,6 +97,15 @@ CT_SCAN: Final = ModelSpec(
 )
 ENSEMBLE_STEPS: Final = (PREPROCESS, UNET, SCAN_AGGREGATOR)
 """The models that ``ct_scan`` chains, in the order of the flow."""
+
+PIN_PREFIX: Final = "ct_scan_v"
+"""An ensemble of this name and a version of ``unet`` is ``ct_scan`` with that very version in it, whichever is live."""
+
+
+def pinned(version: str) -> ModelSpec:
+    """The ensemble that only ``version`` of ``unet`` answers: where a study goes whose slices must all be of one."""
+    return replace(CT_SCAN, name=f"{PIN_PREFIX}{version}")
+
 
 MODELS: Final = (CT_SCAN, *ENSEMBLE_STEPS)
 

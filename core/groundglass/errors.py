@@ -12,12 +12,14 @@
     |-- ServerError             the inference server
     |   |-- ServerUnreachable   no answer within the deadline
     |   |-- ServerRefused       it answered, and said no
+    |   |   `-- VersionGone     it no longer serves the model version that was asked for
     |   |-- DeadlinePassed      the caller's own time limit is over
     |   `-- ServeFailed         the embedded server did not start
     |-- ModelError              a checkpoint, an export or a repository
     |   |-- CheckpointError
     |   |-- ParityError
-    |   `-- RepositoryError
+    |   |-- RepositoryError
+    |   `-- VersionRefused      a model version can't take the step that was asked for
     |-- SettingError            a flag, an environment variable, a configuration value
     `-- MissingExtra            an optional package is not installed
 
@@ -68,6 +70,10 @@ class ServerRefused(ServerError):
     """The server answered, and refused the request."""
 
 
+class VersionGone(ServerRefused):
+    """The server does not serve the model version that was asked for, or no longer."""
+
+
 class DeadlinePassed(ServerError):
     """The time limit that the caller set is over."""
 
@@ -90,6 +96,10 @@ class ParityError(ModelError):
 
 class RepositoryError(ModelError):
     """A model repository breaks the tensor contract or lacks a file."""
+
+
+class VersionRefused(ModelError):
+    """A model version can't take the step that was asked for: staged, verified, promoted, rolled back, retired."""
 
 
 class SettingError(GroundglassError):

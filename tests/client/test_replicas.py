@@ -3,13 +3,15 @@
 from concurrent.futures import Future
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from client_study import QUICK, Decoder, study_of
+from groundglass import contract
 from groundglass.errors import ServerRefused, ServerUnreachable, SettingError
 from groundglass_client.connection import connect
 from groundglass_client.replicas import ReplicaTransport
-from groundglass_client.requests import Request, Tensors
+from groundglass_client.requests import Request, Tensors, fold_request
 from groundglass_client.session import SessionSettings, analyse
 from groundglass_client.testing import InMemoryTransport
 from groundglass_client.transport import ServedScan
@@ -18,17 +20,20 @@ from groundglass_client.transport import ServedScan
 class Counting(InMemoryTransport):
     """Counts its requests; dies after ``lives`` of them."""
 
-    def __init__(self, lives: float = float("inf"), version: str = "1", positive_run: int = 15) -> None:
-        super().__init__(positive_run)
-        self.lives, self.version, self.run, self.requests = lives, version, positive_run, 0
+    def __init__(
+        self, lives: float = float("inf"), version: str = "1", positive_run: int = 15, pinned: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(positive_run, live=version, pinned=pinned, mark_from_hu={"2": 100})
+        self.lives, self.requests, self.slices = lives, 0, list[Request]()
 
     def describe(self, timeout_s: float) -> ServedScan:
         if self.lives <= 0:
             raise ServerUnreachable("connection refused")
-        return ServedScan(self.version, self.run)
+        return super().describe(timeout_s)
 
     def send(self, request: Request, timeout_s: float) -> Future[Tensors]:
         self.requests += 1
+        self.slices += [request] if request.model is not contract.SCAN_AGGREGATOR else []
         if self.requests > self.lives:
             self.lives = 0
             future: Future[Tensors] = Future()
@@ -63,10 +68,106 @@ def test_all_replicas_gone_is_one_error() -> None:
         analyse(study_of(3), ReplicaTransport([Counting(0), Counting(0)]), Decoder([True] * 3), QUICK)
 
 
-def test_versions_that_differ_are_named() -> None:
-    """Replicas of two model versions are a mixture, and the report says so."""
-    transport = ReplicaTransport([Counting(version="1"), Counting(version="2")])
-    assert analyse(study_of(6), transport, Decoder([True] * 6), QUICK).report.model_version == "1 and 2"
+def test_a_plain_study_goes_to_replicas_of_one_version(caplog: pytest.LogCaptureFixture) -> None:
+    """In the middle of a rolling swap the version of most replicas answers, and who is left out is told once."""
+    replicas = [Counting(version="1"), Counting(version="2"), Counting(version="1")]
+    transport = ReplicaTransport(replicas)
+    for _ in range(2):
+        report = analyse(study_of(60), transport, Decoder(POSITIVES), QUICK).report
+        assert (report.model_version, [result.positive for result in report.slices]) == ("1", POSITIVES)
+    assert [bool(replica.slices) for replica in replicas] == [True, False, True]
+    assert caplog.text.count("replica 2 of 3, where version 2 is live, takes no part in studies on version 1") == 1
+
+
+def test_a_study_on_a_named_version_goes_where_that_version_is() -> None:
+    """Replicas that were promoted already keep answering the version that most are still on."""
+    replicas = [Counting(pinned=("1",)), Counting(version="2", pinned=("1", "2")), Counting(pinned=("1",))]
+    transport = ReplicaTransport(replicas)
+    assert transport.describe(1.0) == ServedScan("1", 15, frozenset({"1", "2"}))
+    report = analyse(study_of(60), transport, Decoder(POSITIVES), QUICK).report
+    assert (report.model_version, report.longest_run) == ("1", 20)
+    assert len(transport._suitable(Request(contract.pinned("1"), {}, ()))) == 3
+    assert len(transport._suitable(Request(contract.pinned("2"), {}, ()))) == 1
+    report = analyse(study_of(60), transport, Decoder(POSITIVES), replace(QUICK, version="2")).report
+    assert (report.model_version, report.longest_run) == ("2", 0)
+    assert {request.pin for replica in replicas[::2] for request in replica.slices} == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("served", "live"),
+    [
+        ((("2", ()), ("1", ()), ("2", ())), "2"),
+        ((("10", ()), ("9", ())), "9"),
+        ((("1", ("1",)), ("2", ("1", "2")), ("2", ("2",)), ("1", ("2",))), "2"),
+    ],
+    ids=["most", "the lower of two", "the one that more have by name"],
+)
+def test_the_live_version_is_that_of_most_replicas(served: tuple[tuple[str, tuple[str, ...]], ...], live: str) -> None:
+    """The version of most replicas counts as live; of several, the one that more can be asked for; then the lower."""
+    replicas = [Counting(version=version, pinned=pinned) for version, pinned in served]
+    assert ReplicaTransport(replicas).describe(1.0).model_version == live
+
+
+def test_a_version_retired_on_one_replica_is_asked_of_the_others() -> None:
+    """A study goes on with its version while any replica still has it, and is not begun again."""
+    leaving, staying = Counting(pinned=("1",)), Counting(pinned=("1",))
+    heard: list[int] = []
+
+    def on_slices(count: int) -> None:
+        heard.append(count)
+        leaving.retire("1")
+
+    transport = ReplicaTransport([leaving, staying])
+    report = analyse(study_of(60), transport, Decoder(POSITIVES), QUICK, on_slices).report
+    assert (report.model_version, report.longest_run) == ("1", 20)
+    assert min(heard) > 0
+    assert len(staying.slices) > len(leaving.slices)
+
+
+def test_a_version_retired_on_every_replica_is_gone() -> None:
+    """When the last replica gives the version up, the study is computed again on the one that is live."""
+    replicas = [Counting(pinned=("1", "2")) for _ in range(2)]
+    answered = 0
+
+    def on_slices(count: int) -> None:
+        nonlocal answered
+        answered += count
+        for replica in replicas:
+            replica.promote("2")
+            replica.retire("1")
+
+    report = analyse(study_of(60), ReplicaTransport(replicas), Decoder(POSITIVES), QUICK, on_slices).report
+    assert (report.model_version, report.longest_run, answered) == ("2", 0, 60)
+
+
+def test_replicas_that_change_places_are_noticed() -> None:
+    """When one replica leaves the version of a plain study and another takes it on, the study is computed again."""
+    replicas = [Counting(version="1"), Counting(version="2")]
+    heard: list[int] = []
+
+    def on_slices(count: int) -> None:
+        heard.append(count)
+        replicas[0].promote("2")
+        replicas[1].promote("1")
+
+    report = analyse(study_of(60), ReplicaTransport(replicas), Decoder(POSITIVES), QUICK, on_slices).report
+    assert (report.model_version, [result.positive for result in report.slices]) == ("1", POSITIVES)
+    assert min(heard) < 0
+    assert replicas[1].slices
+
+
+def test_a_replica_that_can_not_be_reached_is_not_trusted_with_a_version() -> None:
+    """Slices go to no replica that did not say what it serves; the fold of a scan may."""
+    silent, known = Counting(lives=0), Counting()
+    transport = ReplicaTransport([silent, known])
+    transport.describe(1.0)
+    silent.lives = float("inf")
+    for replica in transport._replicas:
+        replica.rests_until = 0.0
+    request = fold_request(np.ones(3, np.bool_), "key")
+    for model in (contract.CT_SCAN, contract.SCAN_AGGREGATOR):
+        chosen = {replica.transport for replica in transport._suitable(replace(request, model=model))}
+        assert (silent in chosen) == (model is contract.SCAN_AGGREGATOR)
 
 
 def test_replicas_of_another_rule_are_refused() -> None:

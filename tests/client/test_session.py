@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -13,12 +14,20 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from client_study import QUICK, SIDE, Decoder, study_of
-from groundglass.errors import DeadlinePassed, NoSeries, ServerError, ServerRefused, ServerUnreachable, UnreadableFile
+from groundglass.errors import (
+    DeadlinePassed,
+    NoSeries,
+    ServerError,
+    ServerRefused,
+    ServerUnreachable,
+    UnreadableFile,
+    VersionGone,
+)
 from groundglass.finding import fold
 from groundglass.study import SliceSource
 from groundglass_client.buffers import Buffer, Buffers
 from groundglass_client.requests import Request, Tensors
-from groundglass_client.session import analyse
+from groundglass_client.session import MOST_ATTEMPTS, analyse
 from groundglass_client.testing import InMemoryTransport
 from groundglass_client.transport import ServedScan
 
@@ -150,17 +159,155 @@ def test_a_server_that_folds_wrongly_is_found_out() -> None:
         analyse(study_of(6), Miscounting(), Decoder([True] * 6), QUICK)
 
 
-def test_a_swap_in_the_middle_is_named() -> None:
-    """When another model version answers at the end than at the start, the report names both."""
+def two_versions(*pinned: str) -> InMemoryTransport:
+    """A server whose version 1 marks what version 2 leaves alone."""
+    return InMemoryTransport(pinned=pinned, mark_from_hu={"2": 100})
 
-    class Swapped(InMemoryTransport):
+
+class Told:
+    """Does something once so many slices are answered, and keeps what it was told."""
+
+    def __init__(self, after: int, what: Callable[[], None]) -> None:
+        self.after, self.what, self.heard, self.done = after, what, list[int](), False
+
+    def __call__(self, slices: int) -> None:
+        self.heard.append(slices)
+        if sum(self.heard) >= self.after and not self.done:
+            self.done = True
+            self.what()
+
+
+POSITIVES = [5 <= index < 25 for index in range(30)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 30))
+def test_a_promotion_does_not_touch_a_study_on_a_version_asked_for_by_name(after: int) -> None:
+    """Whenever another version goes live, a study that began before is answered by its own version to the end."""
+    server = two_versions("1", "2")
+    told = Told(after, lambda: server.promote("2"))
+    report = analyse(study_of(30), server, Decoder(POSITIVES), QUICK, told).report
+    assert (report.model_version, [result.positive for result in report.slices]) == ("1", POSITIVES)
+    assert min(told.heard) > 0
+    assert analyse(study_of(30), server, Decoder(POSITIVES), QUICK).report.model_version == "2"
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 30))
+def test_a_swap_where_versions_have_no_names_has_the_study_computed_again(after: int) -> None:
+    """Where only the live version can be asked, a swap before the verdict starts the study anew: one version, never a
+    mixture.
+    """
+    server = two_versions()
+    told = Told(after, lambda: server.promote("2"))
+    analysis = analyse(study_of(30), server, Decoder(POSITIVES), QUICK, told)
+    assert (analysis.report.model_version, analysis.report.longest_run) == ("2", 0)
+    assert not any(result.lesion_pixels for result in analysis.report.slices)
+    assert sum(told.heard) == sum(span.slices for span in analysis.spans) == 30
+    assert min(told.heard) < 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 20))
+def test_a_version_taken_away_in_the_middle_has_the_study_computed_again(after: int) -> None:
+    """When the version of a study is retired before its last chunk, another answers all of it."""
+    server = two_versions("1", "2")
+
+    def retire() -> None:
+        server.promote("2")
+        server.retire("1")
+
+    told = Told(after, retire)
+    how = replace(QUICK, window=1, ahead=1)
+    report = analyse(study_of(30), server, Decoder(POSITIVES), how, told).report
+    assert (report.model_version, report.longest_run, sum(told.heard)) == ("2", 0, 30)
+
+
+def test_a_study_computed_again_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """The log names the version that was lost and the one that answers."""
+    server = two_versions()
+    analyse(study_of(30), server, Decoder(POSITIVES), QUICK, Told(8, lambda: server.promote("2")))
+    assert "version 1 did not answer the whole study, which is computed again on version 2" in caplog.text
+
+
+def test_versions_that_never_stay_are_one_error() -> None:
+    """When every attempt is overtaken by another version, the study ends with an error that says so."""
+
+    class Restless(InMemoryTransport):
         described = 0
 
         def describe(self, timeout_s: float) -> ServedScan:
-            Swapped.described += 1
-            return ServedScan(str(Swapped.described), 15)
+            self.described += 1
+            return ServedScan(str(self.described), 15)
 
-    assert analyse(study_of(6), Swapped(), Decoder([True] * 6), QUICK).report.model_version == "1 and 2"
+    with pytest.raises(ServerError, match=f"begun {MOST_ATTEMPTS} times.*version 10 went live in place of version 9"):
+        analyse(study_of(6), Restless(), Decoder([True] * 6), QUICK)
+
+
+def test_a_study_on_a_named_version_needs_no_second_description() -> None:
+    """Where a version can't change under the study, the server is asked once what it serves."""
+
+    class Counted(InMemoryTransport):
+        described = 0
+
+        def describe(self, timeout_s: float) -> ServedScan:
+            self.described += 1
+            return super().describe(timeout_s)
+
+    server = Counted(pinned=("1",))
+    analyse(study_of(6), server, Decoder([True] * 6), QUICK)
+    assert server.described == 1
+
+
+def test_a_version_can_be_asked_for() -> None:
+    """The version in the settings answers, whichever is live."""
+    how = replace(QUICK, version="2")
+    report = analyse(study_of(30), two_versions("1", "2"), Decoder(POSITIVES), how).report
+    assert (report.model_version, report.longest_run) == ("2", 0)
+
+
+@pytest.mark.parametrize(("pinned", "words"), [((), "no version can"), (("1", "2"), "versions 1, 2 can")])
+def test_a_version_that_is_not_there_is_refused(pinned: tuple[str, ...], words: str) -> None:
+    """Who asks for a version that can't be had is told which is live and which can."""
+    with pytest.raises(VersionGone, match=f"version 3 can't be asked for by name: version 1 is live, and {words}"):
+        analyse(study_of(3), two_versions(*pinned), Decoder([True] * 3), replace(QUICK, version="3"))
+
+
+def test_a_version_asked_for_that_goes_is_an_error() -> None:
+    """No other version answers in place of the one that was asked for."""
+    server = two_versions("1", "2")
+    told = Told(4, lambda: server.retire("2"))
+    with pytest.raises(VersionGone, match="version 2 can't be asked for"):
+        analyse(study_of(30), server, Decoder(POSITIVES), replace(QUICK, version="2", window=1, ahead=1), told)
+
+
+def test_the_deadline_spans_all_attempts() -> None:
+    """A study that is computed again gets no second deadline."""
+    server = two_versions()
+
+    def swap_late() -> None:
+        time.sleep(0.3)
+        server.promote("2")
+
+    with pytest.raises(DeadlinePassed, match=r"0\.2 s"):
+        analyse(study_of(30), server, Decoder(POSITIVES), replace(QUICK, deadline_s=0.2), Told(30, swap_late))
+
+
+def test_a_server_gone_before_the_version_is_confirmed_is_an_error() -> None:
+    """Slices of a version that nobody can confirm make no report."""
+
+    class Gone(InMemoryTransport):
+        answered = False
+
+        def describe(self, timeout_s: float) -> ServedScan:
+            if self.answered:
+                raise ServerUnreachable("connection refused")
+            return super().describe(timeout_s)
+
+    server = Gone()
+    told = Told(6, lambda: setattr(server, "answered", True))
+    with pytest.raises(ServerUnreachable, match="connection refused"):
+        analyse(study_of(6), server, Decoder([True] * 6), replace(QUICK, recovery_s=0.2), told)
 
 
 def test_skipped_slices_leave_the_pixels_of_the_others_in_place() -> None:

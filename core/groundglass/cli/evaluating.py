@@ -82,7 +82,7 @@ class ServedModel:
         settings = SessionSettings(masks=True, request_timeout_s=REQUEST_TIMEOUT_S)
         analysis = analyse(study, self._transport, decode_hu, settings, on_slices)
         report = analysis.report
-        self._versions.update(report.model_version.split(" and "))
+        self._versions.add(report.model_version)
         self._positive_run = report.positive_run
         if analysis.masks is None:
             raise TypeError("masks were asked for")

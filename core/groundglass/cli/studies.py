@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from groundglass.cli.serving import DEFAULT_REPOSITORY, Repository, address
+from groundglass.cli.shadowing import shadowing
 from groundglass.cli.terminal import increments, progress
 
 if TYPE_CHECKING:
@@ -35,25 +36,50 @@ def analyze(
         bool, typer.Option("--skip-bad", help="Leave out unusable files and call the verdict partial.")
     ] = False,
     deadline_s: Annotated[float | None, typer.Option(min=0.0, help="Give up after this many seconds.")] = None,
+    model_version: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Version of unet that answers. Default: the live one.")
+    ] = None,
+    canary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION:SHARE",
+            help="Send the study to a candidate version if it is among this share of all studies: 2:0.1 for a tenth.",
+        ),
+    ] = None,
+    shadow: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Have version N answer the same beside it, and count disagreements."),
+    ] = None,
+    shadow_out: Annotated[
+        Path, typer.Option(help="Folder for shadow.json and pictures of the worst slices, with --shadow.")
+    ] = Path("out/shadow"),
     shared_memory: Annotated[
         bool, typer.Option(help="Let a server on this host read the slices from shared memory.")
     ] = True,
     repository: Repository = DEFAULT_REPOSITORY,
 ) -> None:
     """Send a CT study through the server and print its verdict."""
+    from groundglass_client.canary import Canary
     from groundglass_client.connection import connect
     from groundglass_client.intake import decode_hu, open_study
     from groundglass_client.session import SessionSettings, analyse
     from groundglass_client.writers import report_text, write_report
 
-    settings = SessionSettings(deadline_s=deadline_s, skip_bad=skip_bad, masks=out is not None)
+    settings = SessionSettings(
+        deadline_s=deadline_s,
+        skip_bad=skip_bad,
+        masks=out is not None,
+        version=None if model_version is None else str(model_version),
+        canary=None if canary is None else Canary.parse(canary),
+    )
     with open_study(study, skip_bad=skip_bad, series=series) as opened:
         with (
             address(server, repository) as endpoint,
             connect(endpoint, shared_memory=shared_memory) as transport,
+            shadowing(transport, shadow, shadow_out) as carrier,
             progress("slices", len(opened.slices)) as advance,
         ):
-            analysis = analyse(opened, transport, decode_hu, settings, advance)
+            analysis = analyse(opened, carrier, decode_hu, settings, advance)
         if out is not None:
             _write_results(analysis, out)
     if json_file == "-":
