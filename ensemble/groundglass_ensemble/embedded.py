@@ -18,7 +18,7 @@ from groundglass.errors import ServeFailed, SettingError
 from groundglass_ensemble import keeper
 from groundglass_ensemble.probe import is_ready
 from groundglass_ensemble.server_log import PORT_CLASH, failure_reason, services_started
-from groundglass_ensemble.wheel import assemble_backends, find_wheel, server_environment
+from groundglass_ensemble.wheel import assemble_backends, compile_stages, find_wheel, server_environment
 
 _POLL_S = 0.05
 _PORT_ATTEMPTS = 5
@@ -171,6 +171,7 @@ class EmbeddedTriton:
         self.shm_prefix = f"groundglass_{uuid.uuid4().hex[:16]}_"
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
+        compile_stages(settings.repository)
         backends = assemble_backends(wheel, Path(self._folder.name) / "backends")
         command = [str(wheel.server), *_server_arguments(settings, self._ports, backends, self.shm_prefix)]
         self._keeper = subprocess.Popen(  # noqa: S603

@@ -25,8 +25,11 @@ def is_ready(address: str, timeout_s: float) -> bool:
     return True
 
 
-def probe_inference(client: triton.InferenceServerClient, timeout_s: float) -> None:
-    """Send one empty slice through ``ct_scan``. Raises InferenceServerException when the server can't do it."""
+def probe_inference(client: triton.InferenceServerClient, timeout_s: float, model: str = CT_SCAN.name) -> None:
+    """Send one empty slice through ``model``, ``ct_scan`` or one of its kind.
+
+    Raises InferenceServerException when the server can't do it.
+    """
     values = {
         HU.name: np.full((1, _PROBE_SIDE, _PROBE_SIDE), -1000, dtype=np.int16),
         STUDY.name: np.array([[PROBE_STUDY]], dtype=np.object_),
@@ -38,4 +41,4 @@ def probe_inference(client: triton.InferenceServerClient, timeout_s: float) -> N
         tensor = triton.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype))
         inputs.append(tensor.set_data_from_numpy(value))
     wanted = [triton.InferRequestedOutput(SLICE_POSITIVE.name)]
-    client.infer(CT_SCAN.name, inputs, outputs=wanted, client_timeout=timeout_s)
+    client.infer(model, inputs, outputs=wanted, client_timeout=timeout_s)

@@ -15,6 +15,7 @@ from groundglass.errors import RepositoryError
 from groundglass.manifest import check_digest, manifest_path, read_manifest
 
 PRODUCTION: Final = "config.pbtxt"
+_NEWEST: Final = -1  # Triton's word for the newest version that is loaded
 _TRITON_STRING: Final = {"BYTES": "STRING"}  # the one type that configs and the protocol name differently
 _PARAMETERS: Final = (contract.RUN_PARAMETER, contract.TTL_PARAMETER, contract.CAPACITY_PARAMETER)
 
@@ -53,10 +54,27 @@ def find_problems(repository: Path, config_name: str | None = None, model_files:
             continue
         found = [*_interface(configs[spec.name], spec), *(_files(file, configs[spec.name]) if model_files else ())]
         problems += [f"{spec.name}: {problem}" for problem in found]
+    problems += [f"{contract.UNET.name}: {problem}" for problem in _pinned(repository, config_name, configs)]
     if len(configs) == len(contract.MODELS):
         problems += [f"{contract.CT_SCAN.name}: {problem}" for problem in _ensemble(configs)]
         problems += [f"{contract.SCAN_AGGREGATOR.name}: {problem}" for problem in _aggregator(configs)]
     return problems
+
+
+def _pinned(repository: Path, config_name: str | None, found: dict[str, Any]) -> Iterator[str]:
+    """Ensembles that ask for a version of ``unet`` which its config does not load: Triton would not start."""
+    policy = found[contract.UNET.name].version_policy if contract.UNET.name in found else None
+    if policy is None or policy.WhichOneof("policy_choice") != "specific":
+        return
+    for model in (repository / contract.CT_SCAN.name, *sorted(repository.glob(f"{contract.PIN_PREFIX}*"))):
+        try:
+            config = read_config(config_file(model, config_name))
+        except RepositoryError as error:
+            yield str(error)
+            continue
+        wanted = [s.model_version for s in config.ensemble_scheduling.step if s.model_name == contract.UNET.name]
+        for version in sorted(set(wanted) - {_NEWEST, *policy.specific.versions}):
+            yield f"{model.name} asks for version {version}, and versions {list(policy.specific.versions)} are loaded"
 
 
 def config_file(model: Path, config_name: str | None) -> Path:
@@ -90,9 +108,17 @@ def _tensors(kind: str, found: Sequence[Any], expected: Sequence[TensorSpec]) ->
 
 
 def _files(file: Path, config: Any) -> Iterator[str]:
-    """Missing versions and model files, and files that are not those of their manifests."""
+    """Missing versions and model files, and files that are not those of their manifests.
+
+    Versions that the config does not load may be staged for other servers, and are not looked at.
+    """
     model = file.parent.parent if file.parent.name == "configs" else file.parent
     versions = [folder for folder in model.iterdir() if folder.is_dir() and folder.name.isdigit()]
+    if config.version_policy.WhichOneof("policy_choice") == "specific":
+        named = {str(version) for version in config.version_policy.specific.versions}
+        for missing in sorted(named - {folder.name for folder in versions}):
+            yield f"version {missing}, which the config loads, has no folder in {model}"
+        versions = [folder for folder in versions if folder.name in named]
     if not versions:
         yield f"{model} has no version folder"
     if config.platform == "ensemble":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import importlib.metadata
 import importlib.util
 import os
@@ -70,6 +71,16 @@ def copy_stand_ins(folder: Path) -> None:
         target.mkdir(parents=True)
         for source in (*model.parent.glob("*.py"), *SHARED.glob("*.py")):
             shutil.copy(source, target)
+
+
+def compile_stages(repository: Path) -> None:
+    """Write the bytecode that the Python stages of ``repository`` would write at their first start.
+
+    Triton takes a new file in a model's folder for a change of the model, and would load the stage again, its state
+    lost, with the next ensemble that is loaded. A repository that can't be written is left as it is.
+    """
+    for source in repository.glob("*/[0-9]*/model.py"):
+        compileall.compile_file(source, quiet=2)  # only where it is missing or older than its source
 
 
 def server_environment(wheel: TritonWheel) -> dict[str, str]:

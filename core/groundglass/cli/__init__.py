@@ -19,6 +19,7 @@ import typer
 from groundglass.cli.benching import bench
 from groundglass.cli.evaluating import evaluate
 from groundglass.cli.exporting import export_app
+from groundglass.cli.models import models_app
 from groundglass.cli.serving import serve
 from groundglass.cli.studies import analyze, phantom
 from groundglass.cli.training import train
@@ -36,6 +37,7 @@ app.command(epilog="Example: groundglass analyze study/ --out result/")(analyze)
 app.command(epilog="Example: groundglass serve --grpc-port 8001")(serve)
 app.command(epilog="Example: groundglass phantom --slices 60 --lesion 20:40 --out phantom/")(phantom)
 app.add_typer(export_app, name="export")
+app.add_typer(models_app, name="models")
 app.command(
     epilog="Example: groundglass train --recipe export/recipes/reference.toml --data data/ --minutes 90 --out runs/1"
 )(train)

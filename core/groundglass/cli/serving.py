@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from groundglass.errors import ServeFailed
+from groundglass.errors import ServeFailed, SettingError
 
 DEFAULT_REPOSITORY: Final = Path("model_repository")
 EMBEDDED_CONFIG: Final = "cpu"
@@ -28,11 +28,16 @@ def serve(
     http_port: Annotated[int, Port] = 8000,
     metrics_port: Annotated[int, Port] = 8002,
     log_file: Annotated[Path | None, typer.Option(help="The server's log; a temporary file by default.")] = None,
+    control: Annotated[
+        str, typer.Option(help="explicit: versions can be swapped while it serves (groundglass models); or none.")
+    ] = "none",
 ) -> None:
     """Serve the model repository with the Triton server of the nvidia-pytriton wheel, until interrupted."""
     from groundglass_ensemble.embedded import EmbeddedTriton, ServeSettings
     from groundglass_ensemble.repository import check_repository
 
+    if control not in ("none", "explicit"):
+        raise SettingError(f"--control {control}: expected none or explicit")
     check_repository(repository, EMBEDDED_CONFIG)
     settings = ServeSettings(
         repository=repository,
@@ -42,6 +47,7 @@ def serve(
         http_port=http_port,
         metrics_port=metrics_port,
         log_file=log_file,
+        control="explicit" if control == "explicit" else "none",
     )
     with EmbeddedTriton(settings) as triton:
         print(f"ready: gRPC {triton.grpc_address}, HTTP {triton.http_address}, metrics {triton.metrics_address}")
