@@ -17,6 +17,7 @@ from google.protobuf import text_format
 from onnx import TensorProto, helper, numpy_helper
 
 from groundglass import contract
+from groundglass.manifest import Manifest, file_digest, write_manifest
 from groundglass_bench import waiting_unet
 from groundglass_ensemble.repository import config_file, read_config
 
@@ -32,10 +33,11 @@ _ONNX_TYPES: Final = {
 _LESION_FROM: Final = 0.9
 """Of the lung window, -1350 to 150 HU: 0 HU."""
 
-_POSITIVE_PIXELS: Final = 64
+POSITIVE_PIXELS: Final = 64
+"""Lesion pixels that make a slice positive."""
 
 
-def near_free_unet() -> onnx.ModelProto:
+def near_free_unet(positive_pixels: int = POSITIVE_PIXELS) -> onnx.ModelProto:
     """IMAGE -> a mask that looks at the middle 64 rows, eight of whose values stand for a row of the mask each.
 
     What it reads lies in one piece: 0.04 ms a slice, where every eighth column took 0.13 (one core, November 2026).
@@ -51,7 +53,7 @@ def near_free_unet() -> onnx.ModelProto:
         "values": np.array([1, 2], np.int64),
         "eight": np.float32(8),
         "column": np.array([-1, 1], np.int64),
-        "enough": np.int32(_POSITIVE_PIXELS),
+        "enough": np.int32(positive_pixels),
     }
     nodes = [
         helper.make_node("Slice", ["IMAGE", "first", "end", "rows"], ["middle"]),
@@ -78,6 +80,25 @@ def near_free_unet() -> onnx.ModelProto:
     return model
 
 
+def describe_near_free(file: Path, positive_pixels: int = POSITIVE_PIXELS) -> None:
+    """Write the manifest of a near-free network, without which it is no version that can be swapped."""
+    window = {"centre": contract.LUNG_WINDOW_CENTRE_HU, "width": contract.LUNG_WINDOW_WIDTH_HU}
+    manifest = Manifest(
+        model=contract.UNET.name,
+        file=file.name,
+        model_sha256=file_digest(file),
+        sources=(),
+        precision="fp32",
+        opset=_OPSET,
+        window_hu=window,
+        calibration={"probability_threshold": _LESION_FROM, "min_lesion_pixels": positive_pixels},
+        parity={},
+        training={},
+        versions={},
+    )
+    write_manifest(file, manifest)
+
+
 def near_free_repository(source: Path, target: Path, max_batch: int = contract.MAX_BATCH) -> Path:
     """A copy of the model repository ``source`` with the near-free network. Returns ``target``.
 
@@ -85,6 +106,7 @@ def near_free_repository(source: Path, target: Path, max_batch: int = contract.M
     """
     unet = _copied(source, target)
     onnx.save(near_free_unet(), unet / "1" / "model.onnx")
+    describe_near_free(unet / "1" / "model.onnx")
     _rewrite(config_file(unet, CONFIG_NAME), _whole)
     if max_batch != contract.MAX_BATCH:
         for model in (contract.CT_SCAN, contract.PREPROCESS, contract.UNET):

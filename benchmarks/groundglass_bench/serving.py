@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +85,16 @@ def near_free_server(around: Surroundings, max_batch: int = MAX_BATCH) -> Iterat
 
 
 @contextmanager
+def swappable_server(around: Surroundings) -> Iterator[tuple[Server, Path]]:
+    """An embedded server with the near-free network whose versions can be swapped, and its repository."""
+    with (
+        _repository(around, lambda target: near_free_repository(around.repository, target)) as repository,
+        _embedded(repository, CONFIG_NAME, control="explicit") as server,
+    ):
+        yield server, repository
+
+
+@contextmanager
 def waiting_server(around: Surroundings, slice_ms: float, rows: int, instances: int = 1) -> Iterator[Server]:
     """An embedded server whose network waits ``slice_ms`` for each slice, in each of its ``instances``, and takes
     requests of ``rows`` slices one by one.
@@ -131,6 +141,8 @@ def _repository(around: Surroundings, build: Callable[[Path], Any]) -> Iterator[
 
 
 @contextmanager
-def _embedded(repository: Path, config_name: str | None) -> Iterator[Server]:
-    with EmbeddedTriton(ServeSettings(repository, config_name)) as triton:
+def _embedded(
+    repository: Path, config_name: str | None, control: Literal["none", "explicit"] = "none"
+) -> Iterator[Server]:
+    with EmbeddedTriton(ServeSettings(repository, config_name, control=control)) as triton:
         yield Server(triton.grpc_address, triton.http_address, triton.pid)

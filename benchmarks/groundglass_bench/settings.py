@@ -152,6 +152,24 @@ class OpenLoop(Turns):
     overload_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swaps(LoadSettings):
+    """Versions that are swapped under load.
+
+    clients: side by side; each sends studies of ``slices`` slices, and between two of them ``plain`` requests of one
+    slice to ``ct_scan`` that nobody sends again. swaps: promotions and rollbacks in turns, ``pause_s`` apart.
+    quiet_s: the same load without swaps, before them, after ``warm_up_s``.
+    """
+
+    clients: int
+    slices: int
+    plain: int
+    swaps: int
+    pause_s: float
+    quiet_s: float
+    warm_up_s: float = 1.0
+
+
 SETTINGS: Final[Mapping[str, type[LoadSettings]]] = MappingProxyType(
     {
         "efficiency": Efficiency,
@@ -163,6 +181,7 @@ SETTINGS: Final[Mapping[str, type[LoadSettings]]] = MappingProxyType(
         "scaling_users": ScalingUsers,
         "scaling_replicas": ScalingReplicas,
         "open_loop": OpenLoop,
+        "swaps": Swaps,
     }
 )
 """By the kind's name in a scenario's file."""

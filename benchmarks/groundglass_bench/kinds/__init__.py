@@ -16,6 +16,7 @@ from groundglass_bench.kinds.scaling_replicas import measure_scaling_replicas
 from groundglass_bench.kinds.scaling_slices import measure_scaling_slices
 from groundglass_bench.kinds.scaling_users import measure_scaling_users
 from groundglass_bench.kinds.soak import measure_soak
+from groundglass_bench.kinds.swaps import measure_swaps
 from groundglass_bench.result import Measured
 from groundglass_bench.serving import Surroundings
 
@@ -46,6 +47,7 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
         "scaling_users": Kind(measure_scaling_users, real_network=False, given_server="runs"),
         "scaling_replicas": Kind(measure_scaling_replicas, real_network=False, given_server="own"),
         "open_loop": Kind(measure_open_loop, real_network=False, given_server="asked"),
+        "swaps": Kind(measure_swaps, real_network=False, given_server="own"),
     }
 )
 """By the name in a scenario's file."""
