@@ -6,7 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -278,3 +278,24 @@ def test_a_newer_version_on_a_plain_repository_answers_the_study_from_its_start(
     assert (report.model_version, sum(heard.slices)) == ("2", len(SIDES))
     assert min(heard.slices) < 0
     check(report)
+
+
+def test_a_canary_of_a_fifth_answers_its_share_of_200_studies(transport: GrpcTransport) -> None:
+    """The candidate's count is what chance gives at 0.2, and each study is wholly of the version that it names."""
+    offset, count = 8, 6  # slices that neither, one or both versions call positive
+    plain = study_of(count, SIDE)
+    settings = SessionSettings(masks=False, decode_workers=1, canary=Canary("2", 0.2))
+    versions = []
+    for number in range(200):
+        study = replace(plain, series=replace(plain.series, series_instance_uid=f"1.2.826.0.1.3680043.{number}"))
+        report = analyse(
+            study, transport, lambda source: decode(replace(source, index=source.index * 4 + offset)), settings
+        )
+        found = report.report
+        expected = POSITIVE[found.model_version][offset : offset + 4 * count : 4]
+        assert [item.positive for item in found.slices] == expected
+        versions.append(found.model_version)
+    assert POSITIVE["1"][offset : offset + 4 * count : 4] != POSITIVE["2"][offset : offset + 4 * count : 4]
+    # 99.9 % of all draws of 200 at 0.2 lie between (binomial; 0.05 % on either side).
+    assert 22 <= versions.count("2") <= 59
+    assert versions.count("1") + versions.count("2") == 200
