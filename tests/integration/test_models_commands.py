@@ -135,6 +135,12 @@ def test_bad_input_is_one_clear_line(arguments: tuple[str | Path, ...], words: s
     assert_one_clear_line(groundglass("models", *arguments), words)
 
 
+def test_an_unknown_control_mode_is_one_clear_line(site: Site) -> None:
+    """Serving names the setting and what it may be."""
+    done = groundglass("serve", "--control", "poll", "--repository", site.repository)
+    assert_one_clear_line(done, "--control poll", "none or explicit")
+
+
 def test_a_server_alone_tells_its_status(site: Site, tmp_path: Path) -> None:
     """Without the repository, as from another machine, the servers say what they serve."""
     done = groundglass("models", "status", "--server", site.servers, "--repository", tmp_path / "none", "--json")

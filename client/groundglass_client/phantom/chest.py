@@ -13,7 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from groundglass_client.phantom.settings import CHEST_MM, PhantomSettings
-from groundglass_client.phantom.shapes import Drift, Field, cover, grain, make_grid, oval, paint, paint_oval, ramp
+from groundglass_client.phantom.shapes import (
+    Drift,
+    Field,
+    cover,
+    exactly,
+    grain,
+    make_grid,
+    oval,
+    paint,
+    paint_oval,
+    ramp,
+)
 from groundglass_client.phantom.vessels import cut_vessels, grow_vessels
 
 AIR_HU: Final = -1000.0
@@ -73,8 +84,9 @@ class Chest:
             _Patch((x + rng.uniform(-0.05, 0.05), y + rng.uniform(-0.05, 0.05)), rng.uniform(30, 42))
             for x, y in _LESION_PLACES
         ]
-        around = np.arctan2(self._grid.y, np.abs(self._grid.x) + np.float32(1e-3)).astype(np.float32)
-        self._rib_waves = np.cos(2 * _RIBS * around), np.sin(2 * _RIBS * around)
+        y_mm, x_mm = self._grid.y.astype(np.float64), np.abs(self._grid.x).astype(np.float64)
+        waves = np.arctan2(y_mm, x_mm + 1e-3).astype(np.float64) * (2 * _RIBS)
+        self._rib_waves = exactly(np.cos, waves), exactly(np.sin, waves)
 
     def hu(self, index: int) -> NDArray[np.int16]:
         """Slice ``index``, head to feet: int16 (rows, columns), -1024 to 3071 HU."""
@@ -226,8 +238,8 @@ class Chest:
     def _bump(self, patch: _Patch, size: float, height: float) -> Field:
         width, depth = _cavity_radii_mm(height)
         radius = np.float32(patch.radius_mm * size)
-        across = np.exp(-(((self._grid.x - patch.place[0] * width) / radius) ** 2))
-        along = np.exp(-(((self._grid.y - patch.place[1] * depth) / radius) ** 2))
+        across = exactly(np.exp, -(((self._grid.x - patch.place[0] * width) / radius) ** 2))
+        along = exactly(np.exp, -(((self._grid.y - patch.place[1] * depth) / radius) ** 2))
         bump: Field = across * along
         return bump
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,9 +87,7 @@ class Starts:
     def check(self, repository: Path) -> None:
         """Start from the repository as it is, unless a start from such a one was seen."""
         assert find_problems(repository, "cpu") == []
-        # What a start depends on: every config, and what lies half built; Triton passes over versions not loaded.
-        configs = (f"{path.relative_to(repository)}: {path.read_text()}" for path in repository.rglob("*.pbtxt"))
-        key = "\n".join(sorted((*configs, *(str(path.parent.name) for path in repository.glob("*/building")))))
+        key = "\n".join(sorted((*_configs(repository), *map(str, repository.glob("*/building")))))
         if key in self._seen:
             return
         self._seen.add(key)
@@ -99,9 +98,30 @@ class Starts:
             ].all()
 
 
-def crash_everywhere(bench: Bench, tmp_path: Path, command: str, prepare: Callable[[], int], file: str = "") -> int:
+def _configs(repository: Path) -> Iterator[str]:
+    """Every config, with versions called by their order: what a start depends on."""
+    loaded = VersionFolder(repository).loaded() or ()
+
+    def order(found: re.Match[str]) -> str:
+        return str(loaded.index(int(found[0]))) if int(found[0]) in loaded else found[0]
+
+    for path in repository.rglob("*.pbtxt"):
+        text = f"{path.relative_to(repository)}: {path.read_text()}"
+        yield re.sub(r"(?<=ct_scan_v)\d+|(?<=model_version: )\d+|(?<=versions: \[ ).*(?= \])", _each(order), text)
+
+
+def _each(order: Callable[[re.Match[str]], str]) -> Callable[[re.Match[str]], str]:
+    return lambda found: re.sub(r"\d+", order, found[0])
+
+
+@pytest.fixture(scope="module")
+def starts(tmp_path_factory: pytest.TempPathFactory) -> Starts:
+    """Shared: what was started from once is not started from again."""
+    return Starts(tmp_path_factory.mktemp("starts"))
+
+
+def crash_everywhere(bench: Bench, starts: Starts, command: str, prepare: Callable[[], int], file: str = "") -> int:
     """Kill ``command`` at each of its steps, prepared anew each time, and look; returns the number of steps."""
-    starts = Starts(tmp_path)
     for step in range(STEPS_AT_MOST):
         version = prepare()
         where = killed_at(bench.repository, bench.server.grpc_address, step, command, version, file)
@@ -112,19 +132,19 @@ def crash_everywhere(bench: Bench, tmp_path: Path, command: str, prepare: Callab
     raise AssertionError(f"{command} has more than {STEPS_AT_MOST} steps")
 
 
-def test_staging_is_killed_at_every_step(bench: Bench, tmp_path: Path) -> None:
+def test_staging_is_killed_at_every_step(bench: Bench, starts: Starts, tmp_path: Path) -> None:
     """The version is there whole or not at all; the next staging succeeds."""
     file = versioned.candidate(tmp_path / "candidate")
 
     def prepare() -> int:
         return bench.desk().free_version()
 
-    assert crash_everywhere(bench, tmp_path, "stage", prepare, str(file)) >= 3
+    assert crash_everywhere(bench, starts, "stage", prepare, str(file)) >= 3
     assert stage(bench.desk(), [file]) in bench.desk().folder.versions()
     assert not list(bench.repository.glob("*/building"))
 
 
-def test_verifying_is_killed_at_every_step(bench: Bench, tmp_path: Path) -> None:
+def test_verifying_is_killed_at_every_step(bench: Bench, starts: Starts) -> None:
     """The live version serves on; the next verification succeeds, and the one after promotes."""
     version = bench.staged()
 
@@ -133,12 +153,12 @@ def test_verifying_is_killed_at_every_step(bench: Bench, tmp_path: Path) -> None
             retire(bench.desk(), version, drain_s=0.0)
         return version
 
-    assert crash_everywhere(bench, tmp_path, "verify", prepare) >= 8
+    assert crash_everywhere(bench, starts, "verify", prepare) >= 8
     assert verify(bench.desk(), version, trusting).go
     assert status(bench.desk()).problems == ()
 
 
-def test_promoting_is_killed_at_every_step(bench: Bench, tmp_path: Path) -> None:
+def test_promoting_is_killed_at_every_step(bench: Bench, starts: Starts) -> None:
     """Either version is live and answers; the next promotion completes."""
     version = bench.verified()
     before = bench.desk().live()
@@ -148,7 +168,7 @@ def test_promoting_is_killed_at_every_step(bench: Bench, tmp_path: Path) -> None
             rollback(bench.desk(), before)
         return version
 
-    assert crash_everywhere(bench, tmp_path, "promote", prepare) >= 5
+    assert crash_everywhere(bench, starts, "promote", prepare) >= 5
     rollback(bench.desk(), before)
     killed_at(bench.repository, bench.server.grpc_address, 4, "promote", version)
     promote(bench.desk(), version, NO_WATCH)
@@ -157,7 +177,7 @@ def test_promoting_is_killed_at_every_step(bench: Bench, tmp_path: Path) -> None
     rollback(bench.desk(), before)
 
 
-def test_rolling_back_is_killed_at_every_step(bench: Bench, tmp_path: Path) -> None:
+def test_rolling_back_is_killed_at_every_step(bench: Bench, starts: Starts) -> None:
     """Once it was announced, the next command completes it, whatever that is."""
     version = bench.verified()
     before = bench.desk().live()
@@ -166,14 +186,14 @@ def test_rolling_back_is_killed_at_every_step(bench: Bench, tmp_path: Path) -> N
         promote(bench.desk(), version, NO_WATCH)
         return before
 
-    assert crash_everywhere(bench, tmp_path, "rollback", prepare) >= 3
+    assert crash_everywhere(bench, starts, "rollback", prepare) >= 3
     promote(bench.desk(), version, NO_WATCH)
     assert killed_at(bench.repository, bench.server.grpc_address, 1, "rollback", before) is not None
     bench.staged()
     assert bench.control.served().live == bench.desk().live() == before
 
 
-def test_retiring_is_killed_at_every_step(bench: Bench, tmp_path: Path) -> None:
+def test_retiring_is_killed_at_every_step(bench: Bench, starts: Starts) -> None:
     """The version is loaded or gone, never half; the next command completes it."""
     version = bench.staged()
 
@@ -182,18 +202,17 @@ def test_retiring_is_killed_at_every_step(bench: Bench, tmp_path: Path) -> None:
             verify(bench.desk(), version, trusting)
         return version
 
-    assert crash_everywhere(bench, tmp_path, "retire", prepare) >= 5
+    assert crash_everywhere(bench, starts, "retire", prepare) >= 5
     assert killed_at(bench.repository, bench.server.grpc_address, 1, "delete", version) is not None
     bench.staged()
     assert version not in bench.desk().folder.versions()
     assert status(bench.desk()).problems == ()
 
 
-def test_the_first_staging_of_a_plain_repository_is_killed_at_every_step(tmp_path: Path) -> None:
+def test_the_first_staging_of_a_plain_repository_is_killed_at_every_step(starts: Starts, tmp_path: Path) -> None:
     """A repository that named no version names one, or none yet; either way it loads, and the next staging succeeds."""
     plain = versioned.build_repository(Path(__file__).parents[3] / "model_repository", tmp_path / "plain")
     file = versioned.candidate(tmp_path / "candidate")
-    starts = Starts(tmp_path)
     for step in range(STEPS_AT_MOST):
         repository = Path(shutil.copytree(plain, tmp_path / f"plain-{step}"))
         where = killed_at(repository, "-", step, "stage", 2, file)
