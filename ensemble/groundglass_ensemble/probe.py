@@ -17,7 +17,8 @@ def is_ready(address: str, timeout_s: float) -> bool:
         with triton.InferenceServerClient(address) as client:
             if not client.is_server_ready(client_timeout=timeout_s):
                 return False
-            if not any(model.name == CT_SCAN.name for model in client.get_model_repository_index().models):
+            # Not by the repository's index, which may be behind a key (--grpc-restricted-protocol).
+            if not client.is_model_ready(CT_SCAN.name, client_timeout=timeout_s):
                 return True
             probe_inference(client, timeout_s)
     except InferenceServerException:

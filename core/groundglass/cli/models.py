@@ -42,7 +42,7 @@ Headers = Annotated[
         "--control-header",
         envvar="GROUNDGLASS_CONTROL_HEADER",
         metavar="KEY=VALUE",
-        help="Sent with every call, for a Triton that asks for a key before it loads models.",
+        help="Sent with every call, for a Triton that asks for a key: triton-grpc-protocol-<its key>=<its value>.",
     ),
 ]
 Who = Annotated[str | None, typer.Option(envvar="GROUNDGLASS_WHO", help="Who signs the journal. Default: user@host.")]

@@ -28,6 +28,7 @@ LOAD_TIMEOUT_S: Final = 600.0
 _READY: Final = "READY"
 _GONE: Final = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "UNKNOWN"})
 _NO_CONTROL: Final = re.compile(r"load / unload is not allowed", re.IGNORECASE)
+_RESTRICTED: Final = re.compile(r"protocol is restricted, expecting header '(?P<header>[^']+)'", re.IGNORECASE)
 _LOAD_FAILED: Final = re.compile(r"version (?P<version>\d+) is at \w+ state: (?P<reason>[^;]*)")
 
 _Answer = TypeVar("_Answer")
@@ -162,6 +163,12 @@ class ServerControl:
             return ServerRefused(
                 f"{self.address} does not let its models be loaded: start it with --model-control-mode=explicit and "
                 "--load-model=* (`groundglass serve --control explicit`)"
+            )
+        restricted = _RESTRICTED.search(said)
+        if restricted:
+            return ServerRefused(
+                f"{self.address} asks for a key before its models are loaded: --control-header "
+                f"{restricted['header']}=VALUE, with the value that it was started with"
             )
         code = str(error.status()).removeprefix("StatusCode.")
         kind = ServerUnreachable if code in _GONE else ServerRefused

@@ -282,6 +282,27 @@ def test_a_server_without_explicit_control_is_refused(bench: Bench, tmp_path: Pa
         assert next(item.state for item in status(desk).versions if item.version == version) == State.STAGED.value
 
 
+def test_a_server_that_asks_for_a_key_is_given_it(bench: Bench, tmp_path: Path) -> None:
+    """Without the key, or with a wrong one, nothing is done and the header is named; with it versions are swapped."""
+    repository = Path(shutil.copytree(bench.repository, tmp_path / "repository"))
+    key = ("--grpc-restricted-protocol=model-repository:admin=secret",)
+    settings = ServeSettings(repository, control="explicit", arguments=key)
+    header = "triton-grpc-protocol-admin"
+    with EmbeddedTriton(settings) as server:
+        for headers in ({}, {header: "guessed"}):
+            with ServerControl(server.grpc_address, headers) as control:
+                for refused in (control.served, lambda: control.load("ct_scan"), lambda: control.unload("ct_scan")):
+                    with pytest.raises(ServerRefused, match=f"--control-header {header}=VALUE"):
+                        refused()
+        with ServerControl(server.grpc_address, {header: "secret"}) as control:
+            desk = replace(bench.desk(), folder=VersionFolder(repository), servers=[control])
+            desk = replace(desk, journal=type(desk.journal)(repository))
+            version = stage(desk, [versioned.candidate(tmp_path / "candidate")])
+            verify(desk, version, trusting)
+            promote(desk, version, NO_WATCH)
+            assert control.served().live == version
+
+
 def test_a_server_that_is_away_is_said_to_be(bench: Bench) -> None:
     """Status tells it and the versions by the files; what needs the server fails before anything is changed."""
     with ServerControl("127.0.0.1:1") as absent:
