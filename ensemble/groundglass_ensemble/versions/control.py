@@ -37,13 +37,17 @@ _Answer = TypeVar("_Answer")
 @dataclass(frozen=True, slots=True)
 class Served:
     """What a server serves: the live version (``ct_scan``'s), the versions of ``unet`` that are loaded, and those that
-    an ensemble of their own answers. ``live`` is None where no ``ct_scan`` is ready.
+    an ensemble of their own answers.
+
+    ``live`` is None where no ``ct_scan`` is ready. ``by_name``: ``ct_scan`` names that version; otherwise it takes the
+    newest that is loaded, and a version that is loaded beside it would be live at once.
     """
 
     triton: str
     live: int | None
     loaded: tuple[int, ...]
     pinned: tuple[int, ...]
+    by_name: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +86,16 @@ class ServerControl:
         ready = {(model.name, model.version) for model in index if model.state == _READY}
         loaded = sorted(int(version) for name, version in ready if name == contract.UNET.name)
         numbers = (name.removeprefix(contract.PIN_PREFIX) for name, _ in ready if name.startswith(contract.PIN_PREFIX))
-        live = None
+        named: int | None = None
         if any(name == contract.CT_SCAN.name for name, _ in ready):
-            live = configs.live_of(self._config(contract.CT_SCAN.name))
-            live = max(loaded, default=None) if live == configs.NEWEST else live
-        version = self._asked(self._client.get_server_metadata).version
-        return Served(version, live, tuple(loaded), tuple(sorted(int(one) for one in numbers if one.isdecimal())))
+            named = configs.live_of(self._config(contract.CT_SCAN.name))
+        return Served(
+            triton=self._asked(self._client.get_server_metadata).version,
+            live=max(loaded, default=None) if named == configs.NEWEST else named,
+            loaded=tuple(loaded),
+            pinned=tuple(sorted(int(one) for one in numbers if one.isdecimal())),
+            by_name=named not in (None, configs.NEWEST),
+        )
 
     def model_file(self) -> str:
         """The name of the file that ``unet``'s versions are read from here."""

@@ -227,7 +227,7 @@ def _align(desk: Desk, server: ServerControl) -> None:
     for version in folder.pinned():
         if version not in served.pinned:
             server.load(contract.pinned(str(version)).name)
-    if served.live != live:
+    if served.live != live or not served.by_name:
         desk.on_step(f"{server.address}: make version {live} live")
         folder.touch(contract.CT_SCAN.name)
         server.load(contract.CT_SCAN.name)
@@ -238,7 +238,7 @@ def lines_up(folder: VersionFolder, served: Served) -> bool:
     wanted = folder.loaded()
     if wanted is None or folder.live() is None:
         return True
-    return (served.live, served.loaded, served.pinned) == (folder.live(), wanted, folder.pinned())
+    return served.by_name and (served.live, served.loaded, served.pinned) == (folder.live(), wanted, folder.pinned())
 
 
 def _signature(record: Record) -> tuple[str, str]:

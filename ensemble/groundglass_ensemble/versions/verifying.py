@@ -110,7 +110,10 @@ def _tried(desk: Desk, server: ServerControl, version: int, trial: Trial) -> Seq
     where = f"{server.address}: " if len(desk.servers) > 1 else ""
     try:
         desk.on_step(f"verify {version}: load it beside the live one, {server.address}")
-        server.load_beside(sorted({*server.served().loaded, version}))
+        served = server.served()
+        if not served.by_name:  # align() saw to it; a candidate would answer everybody as soon as it is loaded
+            raise VersionRefused(f"{server.address} serves the newest version that is loaded, whichever that is")
+        server.load_beside(sorted({*served.loaded, version}))
         desk.on_step(f"verify {version}: load its ensemble, {server.address}")
         if version not in server.served().pinned:
             server.load_pinned(version)

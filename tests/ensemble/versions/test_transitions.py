@@ -22,6 +22,8 @@ from groundglass_ensemble.repository import find_problems
 from groundglass_ensemble.versions import (
     Candidate,
     Check,
+    Desk,
+    Journal,
     ServerControl,
     State,
     VersionFolder,
@@ -39,6 +41,8 @@ from versioned import Bench, trusting
 
 pytestmark = pytest.mark.triton
 NO_WATCH = Watch(seconds=0.0)
+NEVER = contract.IMAGE_SIDE**2 + 1
+"""Lesion pixels that no slice has: a version that asks for so many calls everything negative."""
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +51,7 @@ def _serves_afterwards(bench: Bench) -> Iterator[None]:
     yield
     settle(bench.desk())
     served = bench.control.served()
-    assert served.live == bench.desk().live()
+    assert served.live == (bench.desk().folder.live() or 1)
     assert answers(bench, contract.CT_SCAN.name)
     assert find_problems(bench.repository, "cpu") == []
     assert status(bench.desk()).problems == ()
@@ -180,6 +184,37 @@ def test_a_failed_trial_takes_the_candidate_away(bench: Bench) -> None:
     assert version not in bench.control.served().loaded
     assert version not in bench.control.served().pinned
     assert state_of(bench, version) == "staged"
+
+
+def test_a_plain_server_keeps_its_version_while_the_first_candidate_is_tried(bench: Bench, tmp_path: Path) -> None:
+    """A server that took the newest version serves the old one on while a newer is loaded, tried, and kept."""
+    repository = versioned.build_repository(Path(__file__).parents[3] / "model_repository", tmp_path / "plain")
+    calibration = {"probability_threshold": 0.9, "min_lesion_pixels": NEVER}
+    file = versioned.candidate(tmp_path / "candidate", probe_network.unet(NEVER), calibration=calibration)
+    rows = scan_rows(b"", [0], [True])
+    heard: list[tuple[str, bool]] = []
+    with (
+        EmbeddedTriton(ServeSettings(repository, control="explicit")) as server,
+        ServerControl(server.grpc_address) as control,
+    ):
+        assert not control.served().by_name
+
+        def on_step(step: str) -> None:
+            heard.append((step, bool(infer(server.grpc_address, "ct_scan", rows)["SLICE_POSITIVE"].all())))
+
+        desk = Desk(VersionFolder(repository), Journal(repository), [control], on_step)
+        version = stage(desk, [file], new_thresholds=True)
+
+        def trial(candidate: Candidate) -> list[Check]:
+            on_step("trial")
+            return []
+
+        verify(desk, version, trial, new_thresholds=True)
+        assert control.served().loaded == (1, version)
+        assert all(positive for _, positive in heard), heard
+        assert any(step == "trial" for step, _ in heard)
+        promote(desk, version, NO_WATCH)
+        assert not infer(server.grpc_address, "ct_scan", rows)["SLICE_POSITIVE"].any()
 
 
 def test_a_plan_for_another_gpu_or_tensorrt_is_refused(tmp_path: Path) -> None:
