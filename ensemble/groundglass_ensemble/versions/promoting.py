@@ -65,7 +65,9 @@ def promote(desk: Desk, version: int, watch: Watch = DEFAULT_WATCH) -> None:
 def rollback(desk: Desk, to: int | None = None) -> int:
     """Live -> verified, and the version that was live before, or ``to``, becomes live again; returns its number.
 
-    Nothing is verified: it worked before. Raises VersionRefused when there is no such version, or it is loaded no more.
+    Nothing is verified: it worked before. It is live as soon as ``ct_scan`` is loaded; the probe comes after.
+
+    Raises VersionRefused when there is no such version, or it is loaded no more.
     """
     with desk.operation(ROLLBACK, lambda: to or _rollback_target(desk)) as work:
         target = work.version
@@ -75,7 +77,9 @@ def rollback(desk: Desk, to: int | None = None) -> int:
         work.digests.update(desk.folder.digests(target))
         before = desk.live()
         for server in desk.servers:
-            server.probe(contract.pinned(str(target)).name)
+            # No inference before the change: it would wait its turn behind the very load that is to be rescued.
+            if target not in server.served().pinned:
+                raise VersionRefused(f"{server.address} does not serve version {target}: verify it, then promote it")
         try:
             _make_live(desk, target, ROLLBACK)
         except BaseException:
