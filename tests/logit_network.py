@@ -109,3 +109,28 @@ def single_slice_unet() -> onnx.ModelProto:
     model.graph.initializer.append(one)
     with_node_after(model, "LOGITS", lambda before, after: [helper.make_node("Reshape", [before, "one"], [after])])
     return model
+
+
+def noisy_weights(model: onnx.ModelProto) -> None:
+    """A tenth of noise on the weights."""
+    weight = constant(model, "weight")
+    noise = np.random.default_rng(1).normal(0, 0.1 * float(weight.mean()), weight.shape)
+    set_constant(model, "weight", (weight + noise).astype(np.float32))
+
+
+def more_pixels(model: onnx.ModelProto) -> None:
+    """A verdict that asks for more lesion pixels."""
+    set_constant(model, "enough", np.int32(10**5))
+
+
+def reversed_bits(model: onnx.ModelProto) -> None:
+    """The bits of each byte of the mask the other way round."""
+    set_constant(model, "weights", constant(model, "weights")[::-1].copy())
+
+
+def miscounted(model: onnx.ModelProto) -> None:
+    """One lesion pixel more than the mask has."""
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1, np.int32), "surplus"))
+    with_node_after(
+        model, "LESION_PIXELS", lambda before, after: [helper.make_node("Add", [before, "surplus"], [after])]
+    )

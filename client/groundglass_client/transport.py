@@ -48,9 +48,6 @@ UNKNOWN_REGION: Final = re.compile(r"unable to find shared memory region", re.IG
 KNOWN_REGION: Final = "already in manager"
 """Triton's words for a region that is registered already."""
 
-NEWEST: Final = -1
-"""The version of an ensemble's step that stands for the newest loaded one."""
-
 REGION_TIMEOUT_S: Final = 5.0
 """Longest wait for a server to register a region, or to let go of it."""
 
@@ -154,13 +151,13 @@ class GrpcTransport:
             if spec is contract.UNET:
                 loaded = list(metadata.versions)
         return ServedScan(
-            max(loaded, key=int) if live == NEWEST else str(live),
+            max(loaded, key=int) if live == contract.NEWEST else str(live),
             self._positive_run(timeout_s),
             frozenset(version for version in loaded if self._ready(contract.pinned(version), timeout_s)),
         )
 
     def _live_step(self, timeout_s: float) -> int:
-        """The version of unet in ``ct_scan``; NEWEST for the newest that is loaded."""
+        """The version of unet in ``ct_scan``; ``contract.NEWEST`` for the newest that is loaded."""
         config = self._ask(self._client.get_model_config, contract.CT_SCAN.name, timeout_s).config
         for step in config.ensemble_scheduling.step:
             if step.model_name == contract.UNET.name:

@@ -102,6 +102,10 @@ PIN_PREFIX: Final = "ct_scan_v"
 """An ensemble of this name and a version of ``unet`` is ``ct_scan`` with that very version in it, whichever is live."""
 
 
+NEWEST: Final = -1
+"""The version of a step of an ensemble that stands for the newest one that is loaded."""
+
+
 def pinned(version: str) -> ModelSpec:
     """The ensemble that only ``version`` of ``unet`` answers: where a study goes whose slices must all be of one."""
     return replace(CT_SCAN, name=f"{PIN_PREFIX}{version}")

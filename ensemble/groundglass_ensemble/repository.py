@@ -15,7 +15,6 @@ from groundglass.errors import RepositoryError
 from groundglass.manifest import check_digest, manifest_path, read_manifest
 
 PRODUCTION: Final = "config.pbtxt"
-_NEWEST: Final = -1  # Triton's word for the newest version that is loaded
 _TRITON_STRING: Final = {"BYTES": "STRING"}  # the one type that configs and the protocol name differently
 _PARAMETERS: Final = (contract.RUN_PARAMETER, contract.TTL_PARAMETER, contract.CAPACITY_PARAMETER)
 
@@ -28,6 +27,21 @@ def read_config(file: Path) -> Any:
         raise RepositoryError(f"{file}: {error.strerror}") from error
     except (text_format.ParseError, UnicodeDecodeError) as error:
         raise RepositoryError(f"{file} is no Triton model config: {error}") from error
+
+
+def policy_of(config: Any) -> tuple[int, ...] | None:
+    """The versions that a config of ``unet`` names, lowest first; None when it leaves the choice to Triton."""
+    if config.version_policy.WhichOneof("policy_choice") != "specific":
+        return None
+    return tuple(sorted(config.version_policy.specific.versions))
+
+
+def live_of(config: Any) -> int:
+    """The version that a config of ``ct_scan`` asks ``unet`` for; ``contract.NEWEST`` when it names none."""
+    for step in config.ensemble_scheduling.step:
+        if step.model_name == contract.UNET.name:
+            return int(step.model_version)
+    raise RepositoryError(f"the config of {config.name or contract.CT_SCAN.name} has no step {contract.UNET.name}")
 
 
 def check_repository(repository: Path, config_name: str | None = None) -> None:
@@ -63,18 +77,17 @@ def find_problems(repository: Path, config_name: str | None = None, model_files:
 
 def _pinned(repository: Path, config_name: str | None, found: dict[str, Any]) -> Iterator[str]:
     """Ensembles that ask for a version of ``unet`` which its config does not load: Triton would not start."""
-    policy = found[contract.UNET.name].version_policy if contract.UNET.name in found else None
-    if policy is None or policy.WhichOneof("policy_choice") != "specific":
+    loaded = policy_of(found[contract.UNET.name]) if contract.UNET.name in found else None
+    if loaded is None:
         return
     for model in (repository / contract.CT_SCAN.name, *sorted(repository.glob(f"{contract.PIN_PREFIX}*"))):
         try:
-            config = read_config(config_file(model, config_name))
+            wanted = live_of(read_config(config_file(model, config_name)))
         except RepositoryError as error:
             yield str(error)
             continue
-        wanted = [s.model_version for s in config.ensemble_scheduling.step if s.model_name == contract.UNET.name]
-        for version in sorted(set(wanted) - {_NEWEST, *policy.specific.versions}):
-            yield f"{model.name} asks for version {version}, and versions {list(policy.specific.versions)} are loaded"
+        if wanted not in (contract.NEWEST, *loaded):
+            yield f"{model.name} asks for version {wanted}, and versions {list(loaded)} are loaded"
 
 
 def config_file(model: Path, config_name: str | None) -> Path:
@@ -114,8 +127,9 @@ def _files(file: Path, config: Any) -> Iterator[str]:
     """
     model = file.parent.parent if file.parent.name == "configs" else file.parent
     versions = [folder for folder in model.iterdir() if folder.is_dir() and folder.name.isdigit()]
-    if config.version_policy.WhichOneof("policy_choice") == "specific":
-        named = {str(version) for version in config.version_policy.specific.versions}
+    loaded = policy_of(config)
+    if loaded is not None:
+        named = set(map(str, loaded))
         for missing in sorted(named - {folder.name for folder in versions}):
             yield f"version {missing}, which the config loads, has no folder in {model}"
         versions = [folder for folder in versions if folder.name in named]

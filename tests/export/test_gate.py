@@ -82,12 +82,6 @@ def test_the_same_file_passes_and_the_report_says_so() -> None:
     assert any("the same file" in note for note in report.notes)
 
 
-def _noisy_weights(model: onnx.ModelProto) -> None:
-    weight = logit_network.constant(model, "weight")
-    noise = np.random.default_rng(1).normal(0, 0.1 * float(weight.mean()), weight.shape)
-    logit_network.set_constant(model, "weight", (weight + noise).astype(np.float32))
-
-
 def _zeroed_weights(model: onnx.ModelProto) -> None:
     logit_network.set_constant(model, "weight", np.zeros((1, 1, 3, 3), np.float32))
 
@@ -95,21 +89,6 @@ def _zeroed_weights(model: onnx.ModelProto) -> None:
 def _threshold(model: onnx.ModelProto) -> None:
     probability = logit_network.PROBABILITY_THRESHOLD + 0.01
     logit_network.set_constant(model, "threshold", np.float32(math.log(probability / (1 - probability))))
-
-
-def _fewer_pixels(model: onnx.ModelProto) -> None:
-    logit_network.set_constant(model, "enough", np.int32(10**5))
-
-
-def _reversed_bits(model: onnx.ModelProto) -> None:
-    logit_network.set_constant(model, "weights", logit_network.constant(model, "weights")[::-1].copy())
-
-
-def _miscounted(model: onnx.ModelProto) -> None:
-    model.graph.initializer.append(numpy_helper.from_array(np.array(1, np.int32), "surplus"))
-    logit_network.with_node_after(
-        model, "LESION_PIXELS", lambda before, after: [helper.make_node("Add", [before, "surplus"], [after])]
-    )
 
 
 def _not_a_number(model: onnx.ModelProto) -> None:
@@ -146,12 +125,12 @@ def _neighbours_leak(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
-        (_noisy_weights, "mean dice of positive slices"),
+        (logit_network.noisy_weights, "mean dice of positive slices"),
         (_zeroed_weights, "mean dice of positive slices 0,"),
         (_threshold, "candidate: probability threshold of MASK"),
-        (_fewer_pixels, "candidate: lesion pixels that turn SLICE_POSITIVE"),
-        (_reversed_bits, "candidate: probability threshold of MASK"),
-        (_miscounted, "candidate: slices whose LESION_PIXELS are not those of MASK 5, allowed none"),
+        (logit_network.more_pixels, "candidate: lesion pixels that turn SLICE_POSITIVE"),
+        (logit_network.reversed_bits, "candidate: probability threshold of MASK"),
+        (logit_network.miscounted, "candidate: slices whose LESION_PIXELS are not those of MASK 5, allowed none"),
         (_not_a_number, "candidate: slices with logits that are not finite 5, allowed none, worst in chest slice 0"),
         (_inverted_verdict, "share of slices with the same verdict 0, allowed at least 1"),
     ],
@@ -447,7 +426,7 @@ def test_the_table_names_scans_and_both_verdicts() -> None:
 def test_the_picture_shows_the_worst_slice(tmp_path: Path) -> None:
     """It is a PNG, the error names it, and nothing else is left beside it."""
     candidate = logit_network.unet()
-    _noisy_weights(candidate)
+    logit_network.noisy_weights(candidate)
     comparison = _comparison(candidate)
     report = verify(comparison)
     picture = write_picture(report, comparison, tmp_path / "new" / "worst.png")

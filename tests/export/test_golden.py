@@ -158,30 +158,9 @@ def test_the_reference_itself_passes_when_it_is_served(golden: Golden, tmp_path:
     assert report.passed, report.as_text()
 
 
-def _noisy_weights(model: onnx.ModelProto) -> None:
-    weight = logit_network.constant(model, "weight")
-    noise = np.random.default_rng(1).normal(0, 0.1 * float(weight.mean()), weight.shape)
-    logit_network.set_constant(model, "weight", (weight + noise).astype(np.float32))
-
-
 def _threshold(model: onnx.ModelProto) -> None:
     probability = logit_network.PROBABILITY_THRESHOLD + 0.05
     logit_network.set_constant(model, "threshold", np.float32(math.log(probability / (1 - probability))))
-
-
-def _more_pixels(model: onnx.ModelProto) -> None:
-    logit_network.set_constant(model, "enough", np.int32(10**5))
-
-
-def _reversed_bits(model: onnx.ModelProto) -> None:
-    logit_network.set_constant(model, "weights", logit_network.constant(model, "weights")[::-1].copy())
-
-
-def _miscounted(model: onnx.ModelProto) -> None:
-    model.graph.initializer.append(numpy_helper.from_array(np.array(1, np.int32), "surplus"))
-    logit_network.with_node_after(
-        model, "LESION_PIXELS", lambda before, after: [helper.make_node("Add", [before, "surplus"], [after])]
-    )
 
 
 def _other_in_large_batches(model: onnx.ModelProto) -> None:
@@ -204,11 +183,11 @@ def _other_in_large_batches(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
-        (_noisy_weights, "mean dice of positive slices"),
+        (logit_network.noisy_weights, "mean dice of positive slices"),
         (_threshold, "change of all lesion pixels"),
-        (_more_pixels, "lesion pixels that turn SLICE_POSITIVE"),
-        (_reversed_bits, "mean dice of positive slices"),
-        (_miscounted, "slices whose LESION_PIXELS are not those of MASK"),
+        (logit_network.more_pixels, "lesion pixels that turn SLICE_POSITIVE"),
+        (logit_network.reversed_bits, "mean dice of positive slices"),
+        (logit_network.miscounted, "slices whose LESION_PIXELS are not those of MASK"),
         (_other_in_large_batches, "slices answered otherwise in a batch of 8 than alone"),
     ],
 )

@@ -1,8 +1,6 @@
 """Versions are swapped on a real Triton while studies are on their way: every report is of one version, and right."""
 
 import json
-import re
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +27,7 @@ from groundglass_client.requests import scan_request
 from groundglass_client.session import SessionSettings, analyse
 from groundglass_client.transport import GrpcTransport, ServedScan
 from groundglass_ensemble.embedded import EmbeddedTriton, ServeSettings
+from groundglass_ensemble.versions import VersionFolder
 
 pytestmark = pytest.mark.triton
 
@@ -66,24 +65,6 @@ def add_version_2(repository: Path) -> None:
     onnx.save(probe_network.unet(VERSION_2_PIXELS), repository / "unet" / "2" / "model.onnx")
 
 
-def keep_versions(repository: Path, *versions: int) -> None:
-    """Have these versions of the network loaded, in place of the newest."""
-    for config in (repository / "unet" / "config.pbtxt", repository / "unet" / "configs" / "cpu.pbtxt"):
-        others = re.sub(r"\nversion_policy.*", "", config.read_text())
-        config.write_text(f"{others}\nversion_policy {{ specific {{ versions: {list(versions)} }} }}\n")
-
-
-def point(repository: Path, ensemble: str, version: int) -> None:
-    """Make the ensemble one of this version of the network."""
-    config = (repository / "ct_scan" / "config.pbtxt").read_text()
-    config = config.replace('name: "ct_scan', f'name: "{ensemble}', 1) if ensemble != "ct_scan" else config
-    config = re.sub(r'(model_name: "unet"\s+model_version: )-?\d+', rf"\g<1>{version}", config)
-    (repository / ensemble / "1").mkdir(parents=True, exist_ok=True)
-    beside = repository / ensemble / "config.beside"
-    beside.write_text(config)
-    beside.rename(repository / ensemble / "config.pbtxt")
-
-
 @dataclass
 class Swapper:
     """A repository, the server on it, and the steps of a swap."""
@@ -97,14 +78,15 @@ class Swapper:
 
     def promote(self, version: int) -> None:
         """From now on ``ct_scan`` is this version."""
-        point(self.repository, "ct_scan", version)
+        VersionFolder(self.repository).set_live(version)
         self.client.load_model("ct_scan")
 
     def retire_version_1(self) -> None:
         """Take away the name of version 1, and then the version."""
         self.client.unload_model("ct_scan_v1")
-        shutil.rmtree(self.repository / "ct_scan_v1")
-        keep_versions(self.repository, 2)
+        folder = VersionFolder(self.repository)
+        folder.remove_pinned(1)
+        folder.set_loaded([2])
         self.client.load_model("unet")
 
 
@@ -112,9 +94,11 @@ def two_versions(repository: Path) -> Path:
     """A repository of two versions, each with its name; version 1 is live."""
     probe_network.build_repository(MODELS, repository)
     add_version_2(repository)
-    keep_versions(repository, 1, 2)
-    for ensemble, version in (("ct_scan", 1), ("ct_scan_v1", 1), ("ct_scan_v2", 2)):
-        point(repository, ensemble, version)
+    folder = VersionFolder(repository)
+    folder.set_loaded([1, 2])
+    folder.set_live(1)
+    for version in (1, 2):
+        folder.add_pinned(version)
     return repository
 
 
@@ -213,7 +197,7 @@ def test_a_name_loaded_again_costs_a_study_nothing(swapper: Swapper, transport: 
 
     def reload() -> None:
         for _ in range(5):
-            point(swapper.repository, "ct_scan_v1", 1)
+            VersionFolder(swapper.repository).touch("ct_scan_v1")
             swapper.client.load_model("ct_scan_v1")
 
     heard = Heard(reload)

@@ -21,6 +21,7 @@ from groundglass_client.connection import connect
 from groundglass_client.session import SessionSettings, analyse
 from groundglass_client.shadow import ShadowSettings, ShadowTransport
 from groundglass_ensemble.embedded import EmbeddedTriton, ServeSettings
+from groundglass_ensemble.versions import VersionFolder
 
 pytestmark = pytest.mark.triton
 
@@ -40,14 +41,11 @@ def server(probe_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     shutil.copytree(repository / "unet" / "1", repository / "unet" / "2")
     (repository / "unet" / "3").mkdir()
     onnx.save(altered(), repository / "unet" / "3" / "model.onnx")
-    policy = f"\nversion_policy {{ specific {{ versions: {list(VERSIONS)} }} }}\n"
-    for config in (repository / "unet" / "config.pbtxt", repository / "unet" / "configs" / "cpu.pbtxt"):
-        config.write_text(re.sub(r"\nversion_policy.*", "", config.read_text()) + policy)
-    ensemble = (repository / "ct_scan" / "config.pbtxt").read_text()
-    for name, version in (("ct_scan", 1), *((f"ct_scan_v{version}", version) for version in VERSIONS)):
-        pinned = re.sub(r'(model_name: "unet"\s+model_version: )-?\d+', rf"\g<1>{version}", ensemble)
-        (repository / name / "1").mkdir(parents=True, exist_ok=True)
-        (repository / name / "config.pbtxt").write_text(pinned.replace('name: "ct_scan"', f'name: "{name}"', 1))
+    folder = VersionFolder(repository)
+    folder.set_loaded(VERSIONS)
+    folder.set_live(1)
+    for version in VERSIONS:
+        folder.add_pinned(version)
     with EmbeddedTriton(ServeSettings(repository, control="explicit")) as running:
         yield running
 

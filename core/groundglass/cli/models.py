@@ -62,16 +62,15 @@ def status(
     json_out: Json = False,
 ) -> None:
     """Print every version's state, what the servers serve, and where files, journal and servers differ."""
-    from groundglass_ensemble.versions import server_status, status
+    from groundglass_ensemble.versions import servers_alone, status
 
     with _answering(json_out):
         if server is not None and not repository.is_dir():
             with _controls(server, control_header) as controls:
-                found = [server_status(control) for control in controls]
-            _print({"servers": [asdict(item) for item in found]}, str(found), as_json=True)
-            return
-        with _desk(repository, server, control_header) as desk:
-            state = status(desk)
+                state = servers_alone(controls)
+        else:
+            with _desk(repository, server, control_header) as desk:
+                state = status(desk)
         _print(state.to_json(), state.as_text(), as_json=json_out)
         if check and state.problems:
             raise VersionRefused(f"{repository}: {'; '.join(state.problems)}")

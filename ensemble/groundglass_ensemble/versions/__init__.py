@@ -22,7 +22,7 @@ from groundglass_ensemble.versions.folder import VersionFolder
 from groundglass_ensemble.versions.journal import Journal, Record
 from groundglass_ensemble.versions.promoting import Watch, previous_version, promote, rollback
 from groundglass_ensemble.versions.staging import retire, stage
-from groundglass_ensemble.versions.status import State, Status, server_status, status
+from groundglass_ensemble.versions.status import State, Status, servers_alone, status
 from groundglass_ensemble.versions.verifying import Candidate, Trial, Verification, verify
 
 __all__ = [
@@ -43,7 +43,7 @@ __all__ = [
     "promote",
     "retire",
     "rollback",
-    "server_status",
+    "servers_alone",
     "settle",
     "stage",
     "status",

@@ -16,22 +16,13 @@ from tritonclient.grpc import model_config_pb2
 
 from groundglass import contract
 from groundglass.errors import RepositoryError
-
-NEWEST: Final = -1
-"""Triton's word for the newest version that is loaded."""
+from groundglass_ensemble.repository import live_of
 
 _POLICY: Final = re.compile(r"^version_policy\b[^{\n]*\{(?:[^{}\n]|\n|\{(?:[^{}]|\{[^{}]*\})*\})*\}\n?", re.MULTILINE)
 _POLICY_COMMENT: Final = "# The versions that are loaded; `groundglass models` writes this line.\n"
 _LIVE: Final = re.compile(r'(model_name:\s*"unet"\s+model_version:\s*)-?\d+')
 _NAME: Final = re.compile(r'^name:\s*"ct_scan"', re.MULTILINE)
 _COMMENTS: Final = re.compile(r"^\s*#.*\n", re.MULTILINE)
-
-
-def policy_of(config: Any) -> tuple[int, ...] | None:
-    """The versions that a config of ``unet`` names, lowest first; None when it leaves the choice to Triton."""
-    if config.version_policy.WhichOneof("policy_choice") != "specific":
-        return None
-    return tuple(sorted(config.version_policy.specific.versions))
 
 
 def with_policy(text: str, versions: Sequence[int]) -> str:
@@ -47,14 +38,6 @@ def with_policy(text: str, versions: Sequence[int]) -> str:
         config.version_policy.specific.versions[:] = sorted(versions)
 
     return _rewritten(text, edit, change)
-
-
-def live_of(config: Any) -> int:
-    """The version that a config of ``ct_scan`` asks ``unet`` for; :data:`NEWEST` when it names none."""
-    for step in config.ensemble_scheduling.step:
-        if step.model_name == contract.UNET.name:
-            return int(step.model_version)
-    raise RepositoryError(f"the config of {config.name or contract.CT_SCAN.name} has no step {contract.UNET.name}")
 
 
 def with_live(text: str, version: int) -> str:

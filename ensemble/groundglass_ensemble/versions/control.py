@@ -19,6 +19,7 @@ from tritonclient.utils import InferenceServerException
 from groundglass import contract
 from groundglass.errors import ServerRefused, ServerUnreachable, VersionRefused
 from groundglass_ensemble.probe import probe_inference
+from groundglass_ensemble.repository import live_of
 from groundglass_ensemble.versions import configs
 
 CALL_TIMEOUT_S: Final = 10.0
@@ -88,13 +89,13 @@ class ServerControl:
         numbers = (name.removeprefix(contract.PIN_PREFIX) for name, _ in ready if name.startswith(contract.PIN_PREFIX))
         named: int | None = None
         if any(name == contract.CT_SCAN.name for name, _ in ready):
-            named = configs.live_of(self._config(contract.CT_SCAN.name))
+            named = live_of(self._config(contract.CT_SCAN.name))
         return Served(
             triton=self._asked(self._client.get_server_metadata).version,
-            live=max(loaded, default=None) if named == configs.NEWEST else named,
+            live=max(loaded, default=None) if named == contract.NEWEST else named,
             loaded=tuple(loaded),
             pinned=tuple(sorted(int(one) for one in numbers if one.isdecimal())),
-            by_name=named not in (None, configs.NEWEST),
+            by_name=named not in (None, contract.NEWEST),
         )
 
     def model_file(self) -> str:
@@ -134,10 +135,9 @@ class ServerControl:
         except InferenceServerException as error:
             raise VersionRefused(f"{model} at {self.address} does not answer: {_one_line(error)}") from error
 
-    def tally(self, model: str, version: int | None = None) -> Tally:
+    def tally(self, model: str) -> Tally:
         """How many inferences of a model went well and failed so far."""
-        name = "" if version is None else str(version)
-        found = self._asked(self._client.get_inference_statistics, model, name).model_stats
+        found = self._asked(self._client.get_inference_statistics, model).model_stats
         stats = [item.inference_stats for item in found]
         return Tally(sum(item.success.count for item in stats), sum(item.fail.count for item in stats))
 

@@ -134,7 +134,9 @@ def settle(desk: Desk) -> None:
     desk.folder.remove_leavings()
     pending = desk.journal.pending()
     if pending is not None:
-        log.warning("%s of version %d was interrupted (%s, %s)", pending.action, pending.version, *_signature(pending))
+        log.warning(
+            "%s of version %d was interrupted (%s, %s)", pending.action, pending.version, *(pending.who, pending.time)
+        )
         desk.on_step(f"settle {pending.action} {pending.version}")
         _SETTLED[pending.action](desk, pending)
     _agree(desk.folder)
@@ -239,7 +241,3 @@ def lines_up(folder: VersionFolder, served: Served) -> bool:
     if wanted is None or folder.live() is None:
         return True
     return served.by_name and (served.live, served.loaded, served.pinned) == (folder.live(), wanted, folder.pinned())
-
-
-def _signature(record: Record) -> tuple[str, str]:
-    return record.who, record.time

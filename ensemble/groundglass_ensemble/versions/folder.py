@@ -19,7 +19,7 @@ from groundglass import contract
 from groundglass.errors import RepositoryError, VersionRefused
 from groundglass.manifest import Manifest, file_digest, manifest_path, read_manifest
 from groundglass.publish import published
-from groundglass_ensemble.repository import PRODUCTION, read_config
+from groundglass_ensemble.repository import PRODUCTION, live_of, policy_of, read_config
 from groundglass_ensemble.versions import configs
 
 LOCK: Final = "versions.lock"
@@ -74,21 +74,21 @@ class VersionFolder:
 
         Configs that differ, as a crash between two of them leaves them, load what any of them names.
         """
-        policies = [configs.policy_of(config) for config in self._configs(contract.UNET.name)]
+        policies = [policy_of(config) for config in self._configs(contract.UNET.name)]
         if any(policy is None for policy in policies):
             return None
         return tuple(sorted({version for policy in policies for version in policy or ()}))
 
     def agreed(self) -> bool:
         """Whether all configs of ``unet``, and all of ``ct_scan``, say the same."""
-        policies = {configs.policy_of(config) for config in self._configs(contract.UNET.name)}
-        lives = {configs.live_of(config) for config in self._configs(contract.CT_SCAN.name)}
+        policies = {policy_of(config) for config in self._configs(contract.UNET.name)}
+        lives = {live_of(config) for config in self._configs(contract.CT_SCAN.name)}
         return len(policies) == 1 and len(lives) == 1
 
     def live(self) -> int | None:
         """The version that ``ct_scan`` names; None when it takes the newest that is loaded."""
-        found = configs.live_of(self._configs(contract.CT_SCAN.name)[0])
-        return None if found == configs.NEWEST else found
+        found = live_of(self._configs(contract.CT_SCAN.name)[0])
+        return None if found == contract.NEWEST else found
 
     def pinned(self) -> tuple[int, ...]:
         """The versions that have an ensemble of their own."""

@@ -69,11 +69,17 @@ class Status:
 
 def status(desk: Desk) -> Status:
     """What is true now; nothing is changed, and nothing is waited for but the servers' answers."""
-    servers = tuple(server_status(server) for server in desk.servers)
+    servers = tuple(map(_server, desk.servers))
     return Status(_versions(desk, servers), servers, tuple(_problems(desk, servers)))
 
 
-def server_status(server: ServerControl) -> ServerStatus:
+def servers_alone(servers: Sequence[ServerControl]) -> Status:
+    """What servers serve, told without their repository."""
+    found = tuple(map(_server, servers))
+    return Status((), found, tuple(server.problem for server in found if server.served is None))
+
+
+def _server(server: ServerControl) -> ServerStatus:
     """What one server serves."""
     try:
         return ServerStatus(server.address, server.served())
