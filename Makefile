@@ -17,7 +17,7 @@ else
 	$(BIN)/groundglass analyze "$(STUDY)" --out $(OUT)/demo
 endif
 
-test: $(VENV)/.dev lint  ## static checks and all tests
+test: $(VENV)/.dev $(VENV)/.debian lint  ## static checks and all tests
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev
@@ -31,6 +31,11 @@ serve: $(VENV)/.serve  ## keep an embedded Triton running on ports 8000 to 8002
 
 bench: $(VENV)/.bench  ## measure every scenario, about half an hour on two cores: report in benchmarks/results; BENCH=--quick for a smoke test
 	$(BIN)/groundglass bench $(BENCH)
+
+# The balancer and the metrics server that the deployment uses, as Debian builds them.
+$(VENV)/.debian: tests/fetch_debian_servers.sh | $(VENV)/bin/python
+	tests/fetch_debian_servers.sh $(VENV)/debian haproxy prometheus
+	@touch $@
 
 clean:
 	rm -rf $(VENV) $(OUT)

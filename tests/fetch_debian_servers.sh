@@ -1,0 +1,31 @@
+#!/bin/sh
+# Unpacks Debian's own builds of servers into a folder, with the libraries that this machine lacks: nothing is installed, no
+# service is started, and root is not needed unless the machine has no package lists yet.
+# Usage: fetch_debian_servers.sh FOLDER PACKAGE...; programs lie in FOLDER/usr/sbin and FOLDER/usr/bin afterwards.
+set -eu
+folder=$1
+shift
+if ! command -v apt-get >/dev/null 2>&1; then
+  echo "fetch_debian_servers.sh: this is no Debian; tests that need $* run where they are on PATH, and are skipped elsewhere" >&2
+  exit 0
+fi
+missing() {
+  # What installing them would add to this machine; data alone (architecture "all") serves web pages that nobody opens here.
+  apt-get install --simulate --quiet --no-install-recommends "$@" 2>/dev/null | sed -n '/\[all\])/d; s/^Inst \([^ ]*\) .*/\1/p'
+}
+for package in "$@"; do
+  apt-cache show --no-all-versions "$package" >/dev/null 2>&1 || { apt-get update --quiet --quiet; break; }
+done
+mkdir -p "$folder"
+target=$(cd "$folder" && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+packages=$(missing "$@")
+[ -n "$packages" ] || exit 0 # all are installed
+# A list may name a version that its archive has replaced since.
+# shellcheck disable=SC2086
+apt-get download --quiet --quiet $packages || { apt-get update --quiet --quiet; apt-get download --quiet --quiet $(missing "$@"); }
+for archive in *.deb; do
+  dpkg-deb --extract "$archive" "$target"
+done
