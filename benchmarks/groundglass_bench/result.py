@@ -134,10 +134,11 @@ def write_result(result: ScenarioResult, folder: Path) -> Path:
 def read_results(folder: Path) -> list[ScenarioResult]:
     """All results in ``folder``, by name. Raises SettingError for a JSON file there that is none."""
     files = sorted(folder.glob("*.json")) if folder.is_dir() else []
-    return [_read(file) for file in files if file.stem != REPORT_NAME and not file.name.startswith(".")]
+    return [read_result(file) for file in files if file.stem != REPORT_NAME and not file.name.startswith(".")]
 
 
-def _read(file: Path) -> ScenarioResult:
+def read_result(file: Path) -> ScenarioResult:
+    """The result in ``file``. Raises SettingError for what is none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
@@ -152,9 +153,7 @@ def _read(file: Path) -> ScenarioResult:
             ),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SettingError(
-            f"{file} is no result of this groundglass bench ({type(error).__name__}): remove it, or name another folder"
-        ) from error
+        raise SettingError(f"{file} is no result of this groundglass bench ({type(error).__name__})") from error
 
 
 def _measured(content: Mapping[str, Any]) -> Measured:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import tenacity
 
-from groundglass.errors import DeadlinePassed, ServerUnreachable
+from groundglass.errors import DeadlinePassed, ServerUnreachable, TlsFailed
 from groundglass_client.requests import Tensors
 from groundglass_client.settings import SessionSettings
 
@@ -29,7 +29,7 @@ class Asking:
         self._ends = None if settings.deadline_s is None else started + settings.deadline_s
         self._abort = threading.Event()
         self._in_flight: set[Future[Tensors]] = set()
-        self._answered = self._warned = False
+        self._reached = self._answered = self._warned = False
         self._lock = threading.Lock()
 
     @property
@@ -39,17 +39,20 @@ class Asking:
 
     def until_answered(self, ask: Callable[[float], _Answered], patience_s: float) -> _Answered:
         """What ``ask`` returns; asked again, with backoff, while the server is unreachable for less than
-        ``patience_s``. It is given the seconds that it may wait.
+        ``patience_s``. It is given the seconds that it may wait. A first contact that fails over TLS is not
+        tried again.
         """
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(ServerUnreachable),
+            retry=tenacity.retry_if_exception(self._may_pass),
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=3.0),
             stop=tenacity.stop_any(_StopAfterOutage(patience_s), tenacity.stop_when_event_set(self._abort)),
             sleep=tenacity.sleep_using_event(self._abort),
             before_sleep=self._tell,
             reraise=True,
         )
-        return retrying(lambda: ask(self._timeout_s()))
+        answer = retrying(lambda: ask(self._timeout_s()))
+        self._reached = True
+        return answer
 
     def answer(self, future: Future[Tensors]) -> Tensors:
         """Wait for one answer. Raises what the transport raises, and CancelledError once the study is cancelled."""
@@ -72,6 +75,10 @@ class Asking:
             in_flight = tuple(self._in_flight)
         for future in in_flight:
             future.cancel()
+
+    def _may_pass(self, error: BaseException) -> bool:
+        """Whether another try may succeed. Certificates that were fine a moment ago are being changed: that passes."""
+        return isinstance(error, ServerUnreachable) and (self._reached or not isinstance(error, TlsFailed))
 
     def _tell(self, state: tenacity.RetryCallState) -> None:
         """Warn once when a study is interrupted; what follows, and the wait for a first contact, is for the curious."""

@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from groundglass.errors import ServerUnreachable, StudyError
+from groundglass.errors import ServerError, ServerUnreachable, StudyError, VersionGone
 from groundglass.study import Refusal, SliceSource
 from groundglass_client.asking import Asking
 from groundglass_client.buffers import MASK_BYTES, Buffer
@@ -199,7 +199,18 @@ class Pipeline:
         except (ServerUnreachable, CancelledError):
             job.in_doubt |= first
             raise
+        except VersionGone as gone:
+            raise self._gone(gone, timeout_s) from gone
         return read_scan_answer(chunk, self._slice_count, tensors)
+
+    def _gone(self, gone: VersionGone, timeout_s: float) -> ServerError:
+        """What it means that a version is gone: a server that stops gives up all of its own, while behind a balancer
+        others still have it.
+        """
+        served = self._transport.describe(min(timeout_s, self._settings.connect_timeout_s))
+        if self._choice.version not in served.pinned:
+            return gone
+        return ServerUnreachable(f"{gone}; it is still served elsewhere")
 
     def _let_go(self, job: _Job) -> None:
         self._jobs.discard(job)

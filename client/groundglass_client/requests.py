@@ -24,7 +24,8 @@ class Request:
     """One inference request: the tensors that go to a model, and the names of those wanted back.
 
     ``buffer`` is given where its ``HU`` tensor lies at the start of that buffer, and the masks may go to its end.
-    ``live`` is the version of ``unet`` that the sender takes to be live; None where any may answer.
+    ``live`` is the version of ``unet`` that the sender takes to be live; None where any may answer. ``traceparent`` is
+    the span that it belongs to, as W3C Trace Context writes it; None where nothing is traced.
     """
 
     model: ModelSpec
@@ -32,6 +33,7 @@ class Request:
     outputs: tuple[TensorSpec, ...]
     buffer: Buffer | None = None
     live: str | None = None
+    traceparent: str | None = None
 
     @property
     def pin(self) -> str | None:

@@ -20,6 +20,7 @@ from tritonclient.utils import InferenceServerException
 from groundglass import contract
 from groundglass.contract import ModelSpec, TensorSpec
 from groundglass.errors import ServerError, ServerRefused, ServerUnreachable, SettingError, VersionGone
+from groundglass.tls import TlsSettings, tls_failure
 from groundglass_client.buffers import MASK_BYTES, PREFIX, SHARED_MEMORY, Buffer, Buffers
 from groundglass_client.requests import Request, Tensors
 
@@ -41,6 +42,10 @@ PASSING: Final = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "UN
 
 PASSING_INTERNAL: Final = re.compile(r"stub process .* is not healthy|failed to .*shared memory", re.IGNORECASE)
 """A Python backend whose process died is started again by Triton, which reports INTERNAL meanwhile."""
+
+STOPPING: Final = re.compile(r"has no available versions", re.IGNORECASE)
+"""NOT_FOUND with these words is a model that was served a moment ago: its server is stopping (2.51, under a rolling
+restart, November 2026). Behind a balancer, which hears of it later, the next request reaches another one."""
 
 UNKNOWN_REGION: Final = re.compile(r"unable to find shared memory region", re.IGNORECASE)
 """A server that restarted knows none of our regions: the same request goes through as bytes."""
@@ -88,19 +93,25 @@ class Transport(Protocol):
 class GrpcTransport:
     """A Triton server over gRPC. Threads may share it. Close it, or use it as a context manager."""
 
-    def __init__(self, server: str, buffers: Buffers | None = None, *, channels: int = 1) -> None:
+    def __init__(
+        self, server: str, buffers: Buffers | None = None, *, channels: int = 1, tls: TlsSettings | None = None
+    ) -> None:
         """Connect lazily to ``server``, HOST:PORT. Raises SettingError when it is no such thing.
 
         ``buffers`` in shared memory are named to the server in place of sending their content, for as long as it takes
         them: it must run on this host, see the same ``/dev/shm``, and allow it. Whoever made them closes them, after
-        this. Requests take turns over ``channels`` connections.
+        this. Requests take turns over ``channels`` connections, which are plain without ``tls``.
         """
         if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:/\s]+):\d{1,5}", server):
             raise SettingError(
                 f"server {server!r}: expected HOST:PORT of Triton's gRPC endpoint, such as localhost:8001"
             )
         self._server = server
-        self._clients = [triton.InferenceServerClient(server, channel_args=CHANNEL_ARGUMENTS) for _ in range(channels)]
+        self._tls = tls
+        options = {} if tls is None else tls.client_options()
+        self._clients = [
+            triton.InferenceServerClient(server, channel_args=CHANNEL_ARGUMENTS, **options) for _ in range(channels)
+        ]
         self._client = self._clients[0]
         self._turn = itertools.cycle(self._clients)
         self._buffers = buffers or Buffers(shared=False)
@@ -134,6 +145,7 @@ class GrpcTransport:
                 _inputs(request),
                 partial(self._settle, future, request),
                 outputs=_outputs(request),
+                headers=None if request.traceparent is None else {"traceparent": request.traceparent},
                 client_timeout=timeout_s,
             )
         except InferenceServerException as error:
@@ -213,10 +225,12 @@ class GrpcTransport:
         said = error.message() or ""
         if code in PASSING or UNKNOWN_REGION.search(said) or (code == "INTERNAL" and PASSING_INTERNAL.search(said)):
             self._regions.doubt()  # it may have restarted
-            return ServerUnreachable(words)
+            return tls_failure(self._server, said, self._tls) or ServerUnreachable(words)
         # An ensemble that is loaded anew keeps answering (2.51, measured under load, November 2026): this one is gone.
         if code == "NOT_FOUND" and model.startswith(contract.PIN_PREFIX):
             return VersionGone(words)
+        if code == "NOT_FOUND" and STOPPING.search(said):
+            return ServerUnreachable(words)
         return ServerRefused(words)
 
 

@@ -11,6 +11,7 @@
     |-- AggregationError        rows that contradict each other or their study
     |-- ServerError             the inference server
     |   |-- ServerUnreachable   no answer within the deadline
+    |   |   `-- TlsFailed       client and server don't agree on TLS: another try fails as well
     |   |-- ServerRefused       it answered, and said no
     |   |   `-- VersionGone     it no longer serves the model version that was asked for
     |   |-- DeadlinePassed      the caller's own time limit is over
@@ -64,6 +65,10 @@ class ServerError(GroundglassError):
 
 class ServerUnreachable(ServerError):
     """No answer came within the deadline."""
+
+
+class TlsFailed(ServerUnreachable):
+    """Client and server don't agree on TLS or on a certificate: another try fails until somebody changes something."""
 
 
 class ServerRefused(ServerError):

@@ -223,6 +223,29 @@ def test_a_version_taken_away_in_the_middle_has_the_study_computed_again(after: 
     assert (report.model_version, report.longest_run, sum(told.heard)) == ("2", 0, 30)
 
 
+def test_a_version_gone_from_one_server_of_a_balancer_is_asked_for_again() -> None:
+    """Chunks that reach a server which stops, while others keep the version, are sent again; the rest is kept."""
+
+    class Stopping(InMemoryTransport):
+        sent = 0
+
+        def send(self, request: Request, timeout_s: float) -> Future[Tensors]:
+            self.sent += 1
+            if not 3 <= self.sent <= 5:
+                return super().send(request, timeout_s)
+            gone: Future[Tensors] = Future()
+            gone.set_exception(VersionGone(f"model {request.model.name}: no available versions"))
+            return gone
+
+    heard: list[int] = []
+    report = analyse(
+        study_of(30), Stopping(pinned=("1",)), Decoder(POSITIVES), replace(QUICK, version="1"), heard.append
+    ).report
+    assert (report.longest_run, report.scan_positive) == (20, True)
+    assert sum(heard) == 30
+    assert min(heard) > 0
+
+
 def test_a_study_computed_again_is_told(caplog: pytest.LogCaptureFixture) -> None:
     """The log names the version that was lost and the one that answers."""
     server = two_versions()

@@ -25,6 +25,7 @@ from locust.env import Environment
 from locust.runners import LocalRunner
 
 from groundglass.errors import GroundglassError, SettingError
+from groundglass.tls import TlsSettings
 from groundglass_bench.load.contact import check_server
 from groundglass_bench.load.samples import Clock, Record, Sample, write_record
 from groundglass_bench.load.settings import OPTIONS, Load, parse_load
@@ -47,6 +48,7 @@ class Campaign:
         self._record = Record(0.0, 0.0)
         self._load: Load | None = None
         self._phantoms: Phantoms | None = None
+        self._tls: TlsSettings | None = None
 
     def prepare(self) -> None:
         """Read the options as they are now, which the web page may have changed, and check that the server answers.
@@ -60,7 +62,8 @@ class Campaign:
         load = parse_load(vars(options), users, options.run_time or _UNTIL_STOPPED_S)
         if options.samples:
             _require_writable(Path(options.samples))
-        check_server(self._server)
+        self._tls = TlsSettings.of_environment(os.environ)  # locust has a --tls-cert of its own, for its web page
+        check_server(self._server, self._tls)
         if self._phantoms is None or load != self._load:
             self._phantoms = Phantoms(load.slice_range[1])
         self._load = load
@@ -95,7 +98,7 @@ class Campaign:
         if self._load is None or self._phantoms is None:
             return None
         seat = Seat(self._options.part or getattr(self._environment.runner, "worker_index", 0), next(self._numbers))
-        return make_source(self._load, self._server, self._phantoms, self.report, seat)
+        return make_source(self._load, self._server, self._phantoms, self.report, seat, tls=self._tls)
 
     def report(self, sample: Sample) -> None:
         """Keep a sample, and tell locust."""

@@ -35,6 +35,7 @@ _GRACE_S: Final = 15.0
 """For a process to cut off its studies, have the server let go of its shared memory, and end."""
 
 _POLL_S: Final = 0.05
+_NOT_OURS: Final = ("LOCUST_", "GROUNDGLASS_TLS")
 _MOST_SPAWNED_PER_S: Final = 100  # locust warns above it
 
 
@@ -90,8 +91,9 @@ def _command(load: Load, server: str, process: int) -> list[str]:
 @contextmanager
 def _running(commands: Sequence[list[str]], folders: Sequence[Path]) -> Iterator[list[subprocess.Popen[bytes]]]:
     """The processes, each in a folder and a group of its own; none is left when the block ends."""
-    # A person's LOCUST_... settings are not part of the load; nor is a locust.conf, hence the folders.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("LOCUST_")}
+    # A person's LOCUST_... settings are not part of the load, nor what other servers ask for; nor is a locust.conf,
+    # hence the folders.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_OURS)}
     started: list[subprocess.Popen[bytes]] = []
     try:
         for command, folder in zip(commands, folders, strict=True):

@@ -14,6 +14,7 @@ from gevent import Greenlet, GreenletExit
 from gevent.pool import Pool
 
 from groundglass.errors import GroundglassError
+from groundglass.tls import TlsSettings
 from groundglass_bench.load.arrivals import Arrivals
 from groundglass_bench.load.contact import open_transport
 from groundglass_bench.load.samples import Clock, Sample
@@ -34,9 +35,18 @@ Report = Callable[[Sample], None]
 class Sender:
     """One connection to a server, over which whole studies go."""
 
-    def __init__(self, server: str, load: Load, phantoms: Phantoms, report: Report, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        server: str,
+        load: Load,
+        phantoms: Phantoms,
+        report: Report,
+        rng: np.random.Generator,
+        *,
+        tls: TlsSettings | None = None,
+    ) -> None:
         """``report`` is given a sample of every study, ``rng`` draws the studies' sizes."""
-        self._opened = open_transport(server, shared_memory=load.shared_memory)
+        self._opened = open_transport(server, shared_memory=load.shared_memory, tls=tls)
         self._transport = self._opened.__enter__()
         self._load = load
         self._phantoms = phantoms
@@ -192,13 +202,15 @@ class Seat:
     number: int
 
 
-def make_source(load: Load, server: str, phantoms: Phantoms, report: Report, seat: Seat) -> Source:
+def make_source(
+    load: Load, server: str, phantoms: Phantoms, report: Report, seat: Seat, *, tls: TlsSettings | None = None
+) -> Source:
     """A user of ``load``. Its random numbers are its own, and the same in every run.
 
     The users of an open loop share the rate and the room in flight: Poisson processes add up to one.
     """
     sizes, gaps = np.random.default_rng([load.seed, seat.process, seat.number]).spawn(2)
-    sender = Sender(server, load, phantoms, report, sizes)
+    sender = Sender(server, load, phantoms, report, sizes, tls=tls)
     if load.rate_per_s is None:
         return ClosedSource(sender, load.wait_s)
     arrivals = Arrivals(load.rate_per_s / load.users, sender.now_s(), gaps)

@@ -41,9 +41,9 @@ class FrameSeries:
 
     @property
     def label(self) -> str:
-        """Its number or UID (or folder), for messages."""
-        number = f"series number {self.first.series_number}, " if self.first.series_number is not None else ""
-        return f"{number}UID {self.first.series_uid or 'empty'}"
+        """Its number, size and a file of it, for messages. Not its UID, by which a patient can be found."""
+        number = "" if self.first.series_number is None else f" number {self.first.series_number}"
+        return f"series{number} of {len(self.frames)} slices ({self.first.file.name} is one)"
 
     def is_called(self, name: str) -> bool:
         """Whether a person who says ``name`` means this series."""
@@ -92,7 +92,8 @@ def choose(candidates: Sequence[FrameSeries], wanted: str | None, place: str) ->
     named = [series for series in candidates if wanted is None or series.is_called(wanted)]
     if not named:
         known = "; ".join(series.label for series in candidates)
-        raise NoSeries(f"{place}: holds no CT series {wanted}; it holds {known}")
+        asked = wanted if wanted and wanted.isdecimal() else "of that UID"
+        raise NoSeries(f"{place}: holds no CT series {asked}; it holds {known}")
     if not named[0].axial:
         raise NoSeries(f"{place}: {named[0].label} is no axial series, and the network reads axial slices")
     return named[0]

@@ -9,6 +9,7 @@ not be done, with one line that says why; 2: wrong usage; 130: interrupted.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from groundglass.cli.benching import bench
 from groundglass.cli.evaluating import evaluate
 from groundglass.cli.exporting import export_app
 from groundglass.cli.models import models_app
+from groundglass.cli.planning import capacity
 from groundglass.cli.serving import serve
 from groundglass.cli.studies import analyze, phantom
 from groundglass.cli.training import train
@@ -45,10 +47,13 @@ app.command(
     epilog="Example: groundglass evaluate --set export/evaluation/reference.toml --data data/ --server localhost:8001"
 )(evaluate)
 app.command(epilog="Example: groundglass bench --server localhost:8001 --out bench/")(bench)
+app.command(epilog="Example: groundglass capacity --studies-per-hour 60 --slices-per-s 500")(capacity)
 
 
 def main() -> None:
     """Run the command line and exit."""
+    # gRPC writes its own account of every failed handshake to stderr, beside our line.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     signal.signal(signal.SIGTERM, _interrupt)  # a plain kill cleans up servers and temporary files, as Ctrl-C does
     try:
         app(prog_name="groundglass")

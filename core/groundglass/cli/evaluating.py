@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from groundglass.cli.connecting import speaks_tls
 from groundglass.cli.terminal import extra, progress
 from groundglass.errors import SettingError
 from groundglass.publish import published
+from groundglass.tls import TlsSettings
 
 if TYPE_CHECKING:
     from groundglass.study import Study
@@ -26,6 +28,7 @@ REQUEST_TIMEOUT_S: Final = 900.0
 _WAYS: Final = ("--checkpoint", "--model", "--server")
 
 
+@speaks_tls
 def evaluate(
     labelled_set: Annotated[Path, typer.Option("--set", help="TOML file that describes the labelled set.")],
     checkpoint: Annotated[Path | None, typer.Option(help="Evaluate a checkpoint: .safetensors, .pt or .pth.")] = None,
@@ -35,6 +38,7 @@ def evaluate(
     server: Annotated[
         str | None, typer.Option(help="Evaluate a live server: Triton's gRPC endpoint, HOST:PORT.")
     ] = None,
+    tls: TlsSettings | None = None,
     data: Annotated[
         Path | None,
         typer.Option(envvar="GROUNDGLASS_DATA", help="Folder that the set's paths start from. Default: the set's own."),
@@ -56,7 +60,7 @@ def evaluate(
     labelled = evaluation.read_labelled_set(labelled_set)
     with (
         evaluation.opened_set(labelled, data or labelled_set.parent, intake) as sources,
-        _predictor(checkpoint, model, server, preprocess) as predictor,
+        _predictor(checkpoint, model, server, preprocess, tls=tls) as predictor,
         progress("slices", evaluation.slice_total(sources)) as advance,
     ):
         found = evaluation.evaluate(sources, predictor, intake.decode_hu, advance)
@@ -108,12 +112,12 @@ class ServedModel:
 
 @contextmanager
 def _predictor(
-    checkpoint: Path | None, model: Path | None, server: str | None, preprocess: Path | None
+    checkpoint: Path | None, model: Path | None, server: str | None, preprocess: Path | None, *, tls: TlsSettings | None
 ) -> Iterator[Predictor]:
     if server is not None:
         from groundglass_client.connection import connect
 
-        with connect(server) as transport:
+        with connect(server, tls=tls) as transport:
             yield ServedModel(transport, server)
         return
     with extra("export"):

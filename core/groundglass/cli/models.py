@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from groundglass.cli.connecting import speaks_tls
 from groundglass.cli.serving import DEFAULT_REPOSITORY, Repository
 from groundglass.cli.shadowing import shadow
 from groundglass.errors import GroundglassError, SettingError, VersionRefused
+from groundglass.tls import TlsSettings
 
 if TYPE_CHECKING:
     from groundglass_ensemble.versions import Desk, Verification
@@ -54,8 +56,10 @@ NO_HEADERS: Final[list[str]] = []
 
 
 @models_app.command(epilog="Example: groundglass models status --server localhost:8001")
+@speaks_tls
 def status(
     server: Servers = None,
+    tls: TlsSettings | None = None,
     repository: Repository = DEFAULT_REPOSITORY,
     control_header: Headers = NO_HEADERS,
     check: Annotated[bool, typer.Option("--check", help="Fail when there is a problem.")] = False,
@@ -66,10 +70,10 @@ def status(
 
     with _answering(json_out):
         if server is not None and not repository.is_dir():
-            with _controls(server, control_header) as controls:
+            with _controls(server, control_header, tls) as controls:
                 state = servers_alone(controls)
         else:
-            with _desk(repository, server, control_header) as desk:
+            with _desk(repository, server, control_header, tls=tls) as desk:
                 state = status(desk)
         _print(state.to_json(), state.as_text(), as_json=json_out)
         if check and state.problems:
@@ -77,6 +81,7 @@ def status(
 
 
 @models_app.command(epilog="Example: groundglass models stage build/int8/model.onnx --server localhost:8001")
+@speaks_tls
 def stage(
     files: Annotated[list[Path], typer.Argument(help="Model files with their manifests: model.onnx, model.plan.")],
     version: Annotated[int | None, typer.Option(min=1, help="Number to give it. Default: the next.")] = None,
@@ -85,6 +90,7 @@ def stage(
     ] = None,
     new_thresholds: NewThresholds = False,
     server: Servers = None,
+    tls: TlsSettings | None = None,
     repository: Repository = DEFAULT_REPOSITORY,
     control_header: Headers = NO_HEADERS,
     who: Who = None,
@@ -94,15 +100,17 @@ def stage(
     from groundglass_ensemble.versions import stage
 
     beside = () if golden is None else (golden,)
-    with _answering(json_out), _desk(repository, server, control_header, who) as desk:
+    with _answering(json_out), _desk(repository, server, control_header, who, tls=tls) as desk:
         number = stage(desk, files, version=version, beside=beside, new_thresholds=new_thresholds)
         _print({"version": number, "state": "staged"}, f"version {number} is staged", as_json=json_out)
 
 
 @models_app.command(epilog="Example: groundglass models verify 2 --server localhost:8001")
+@speaks_tls
 def verify(
     version: Version,
     server: Servers = None,
+    tls: TlsSettings | None = None,
     golden: Annotated[
         Path | None, typer.Option(help="Golden answers. Default: golden.npz of the version, or of unet, that fits.")
     ] = None,
@@ -125,7 +133,7 @@ def verify(
     from groundglass.cli.trial import TrialSettings, trial_of
     from groundglass_ensemble.versions import verify
 
-    settings = TrialSettings(repository, golden, tuple(study), latency_ratio, evidence)
+    settings = TrialSettings(repository, golden, tuple(study), latency_ratio, evidence, tls)
 
     tables: list[Verification] = []
 
@@ -134,14 +142,16 @@ def verify(
         _print(verification.to_json(), verification.as_text(), as_json=json_out)
 
     # A refusal that has a table has told its reasons.
-    with _answering(lambda: json_out and not tables), _desk(repository, server, control_header, who) as desk:
+    with _answering(lambda: json_out and not tables), _desk(repository, server, control_header, who, tls=tls) as desk:
         verify(desk, version, trial_of(settings), new_thresholds=new_thresholds, tell=tell)
 
 
 @models_app.command(epilog="Example: groundglass models promote 2 --server localhost:8001")
+@speaks_tls
 def promote(
     version: Version,
     server: Servers = None,
+    tls: TlsSettings | None = None,
     watch_s: Annotated[
         float, typer.Option(min=0.0, help="Watch it for so long, and roll back by itself if it fails.")
     ] = 10.0,
@@ -156,14 +166,16 @@ def promote(
     """Make a verified version the live one; the old one stays loaded for a rollback."""
     from groundglass_ensemble.versions import Watch, promote
 
-    with _answering(json_out), _desk(repository, server, control_header, who) as desk:
+    with _answering(json_out), _desk(repository, server, control_header, who, tls=tls) as desk:
         promote(desk, version, Watch(watch_s, failure_share))
         _print_live(desk, json_out)
 
 
 @models_app.command(epilog="Example: groundglass models rollback --server localhost:8001")
+@speaks_tls
 def rollback(
     server: Servers = None,
+    tls: TlsSettings | None = None,
     to: Annotated[int | None, typer.Option(min=1, help="Version. Default: the one that was live before.")] = None,
     repository: Repository = DEFAULT_REPOSITORY,
     control_header: Headers = NO_HEADERS,
@@ -173,15 +185,17 @@ def rollback(
     """Make the version live again that was live before."""
     from groundglass_ensemble.versions import rollback
 
-    with _answering(json_out), _desk(repository, server, control_header, who) as desk:
+    with _answering(json_out), _desk(repository, server, control_header, who, tls=tls) as desk:
         rollback(desk, to)
         _print_live(desk, json_out)
 
 
 @models_app.command(epilog="Example: groundglass models retire 1 --server localhost:8001")
+@speaks_tls
 def retire(
     version: Version,
     server: Servers = None,
+    tls: TlsSettings | None = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete its files too.")] = False,
     drain_s: Annotated[float, typer.Option(min=0.0, help="Wait so long for studies that ask for it.")] = 60.0,
     repository: Repository = DEFAULT_REPOSITORY,
@@ -192,7 +206,7 @@ def retire(
     """Have the servers let go of a version that is not live."""
     from groundglass_ensemble.versions import retire
 
-    with _answering(json_out), _desk(repository, server, control_header, who) as desk:
+    with _answering(json_out), _desk(repository, server, control_header, who, tls=tls) as desk:
         retire(desk, version, delete=delete, drain_s=drain_s)
         state = "deleted" if delete else "retired"
         _print({"version": version, "state": state}, f"version {version} is {state}", as_json=json_out)
@@ -228,7 +242,7 @@ def _answering(json_out: bool | Callable[[], bool]) -> Iterator[None]:
 
 
 @contextmanager
-def _controls(server: str | None, headers: list[str]) -> Iterator[list[Any]]:
+def _controls(server: str | None, headers: list[str], tls: TlsSettings | None) -> Iterator[list[Any]]:
     from groundglass_ensemble.versions import ServerControl
 
     pairs = [text.partition("=") for text in headers]
@@ -238,15 +252,17 @@ def _controls(server: str | None, headers: list[str]) -> Iterator[list[Any]]:
     sent = {key: value for key, _, value in pairs}
     with ExitStack() as stack:
         addresses = [] if server is None else [address.strip() for address in server.split(",")]
-        yield [stack.enter_context(ServerControl(address, sent)) for address in addresses]
+        yield [stack.enter_context(ServerControl(address, sent, tls=tls)) for address in addresses]
 
 
 @contextmanager
-def _desk(repository: Path, server: str | None, headers: list[str], who: str | None = None) -> Iterator[Desk]:
+def _desk(
+    repository: Path, server: str | None, headers: list[str], who: str | None = None, *, tls: TlsSettings | None
+) -> Iterator[Desk]:
     from groundglass_ensemble.versions import Desk, Journal, VersionFolder
 
     folder = VersionFolder(repository)
-    with _controls(server, headers) as controls:
+    with _controls(server, headers, tls) as controls:
         yield Desk(folder, Journal(repository, who), controls, log.info)
 
 

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from groundglass.cli.connecting import speaks_tls
 from groundglass.cli.serving import DEFAULT_REPOSITORY, Repository, address
 from groundglass.cli.slices import PHANTOM
 from groundglass.cli.terminal import phases
 from groundglass.errors import SettingError, VersionRefused
 from groundglass.publish import published
+from groundglass.tls import TlsSettings
 
 if TYPE_CHECKING:
     from groundglass.study import Study
@@ -29,6 +31,7 @@ CONNECT_S: Final = 10.0
 REPORT_NAME: Final = "shadow.json"
 
 
+@speaks_tls
 def shadow(
     version: Annotated[int, typer.Argument(min=1, help="Number of the candidate, loaded beside the live version.")],
     server: Annotated[
@@ -38,6 +41,7 @@ def shadow(
             help="Triton's gRPC endpoint, HOST:PORT; several with commas share the work. Default: an embedded server.",
         ),
     ] = None,
+    tls: TlsSettings | None = None,
     study: Annotated[
         list[Path] | None, typer.Option(help="CT study to replay; may be given more than once. Default: a phantom.")
     ] = None,
@@ -62,7 +66,7 @@ def shadow(
     with (
         _opened(study or ()) as studies,
         address(server, repository) as endpoint,
-        connect(endpoint) as transport,
+        connect(endpoint, tls=tls) as transport,
         ShadowTransport(transport, str(version), settings) as shadowed,
     ):
         live = shadowed.describe(CONNECT_S).model_version

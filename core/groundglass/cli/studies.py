@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from groundglass.cli.connecting import speaks_tls, tracing
 from groundglass.cli.serving import DEFAULT_REPOSITORY, Repository, address
 from groundglass.cli.shadowing import shadowing
 from groundglass.cli.terminal import increments, progress
+from groundglass.tls import TlsSettings
 
 if TYPE_CHECKING:
     from groundglass.report import ScanReport
     from groundglass_client.session import ScanAnalysis
 
 
+@speaks_tls
 def analyze(
     study: Annotated[
         Path, typer.Argument(help="CT study: folder, zip, DICOMDIR or file; or a folder of 8-bit PNG/JPG.")
@@ -27,6 +30,7 @@ def analyze(
             "stopped afterwards."
         ),
     ] = None,
+    tls: TlsSettings | None = None,
     out: Annotated[Path | None, typer.Option(help="Folder for report.json, overview.png and masks.npz.")] = None,
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON; - for stdout.")
@@ -53,6 +57,14 @@ def analyze(
     shadow_out: Annotated[
         Path, typer.Option(help="Folder for shadow.json and pictures of the worst slices, with --shadow.")
     ] = Path("out/shadow"),
+    trace_to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="GROUNDGLASS_TRACE_TO",
+            help="Send spans of the study and its requests to this OTLP/HTTP endpoint: http://localhost:4318/v1/traces.",
+        ),
+    ] = None,
     shared_memory: Annotated[
         bool, typer.Option(help="Let a server on this host read the slices from shared memory.")
     ] = True,
@@ -75,8 +87,9 @@ def analyze(
     with open_study(study, skip_bad=skip_bad, series=series) as opened:
         with (
             address(server, repository) as endpoint,
-            connect(endpoint, shared_memory=shared_memory) as transport,
-            shadowing(transport, shadow, shadow_out) as carrier,
+            connect(endpoint, shared_memory=shared_memory, tls=tls) as transport,
+            tracing(transport, trace_to, len(opened.slices)) as carrier,
+            shadowing(carrier, shadow, shadow_out) as carrier,
             progress("slices", len(opened.slices)) as advance,
         ):
             analysis = analyse(opened, carrier, decode_hu, settings, advance)

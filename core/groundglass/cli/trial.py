@@ -15,6 +15,7 @@ from groundglass.cli.slices import golden_scans
 from groundglass.cli.terminal import extra, increments, progress
 from groundglass.errors import ParityError, RepositoryError, ServerError
 from groundglass.manifest import Manifest
+from groundglass.tls import TlsSettings
 
 if TYPE_CHECKING:
     from groundglass_client.transport import Transport
@@ -34,7 +35,7 @@ class TrialSettings:
 
     golden: golden answers; None for those of the version's folder, of ``unet``, or of another version, that fit.
     studies: what they are of; empty for the phantom that they name. latency_ratio: over the live version, at most.
-    evidence: folder for parity.json and a picture of the worst slice.
+    evidence: folder for parity.json and a picture of the worst slice. tls: None for plain gRPC.
     """
 
     repository: Path
@@ -42,6 +43,7 @@ class TrialSettings:
     studies: tuple[Path, ...]
     latency_ratio: float
     evidence: Path
+    tls: TlsSettings | None = None
 
 
 def trial_of(settings: TrialSettings) -> Trial:
@@ -55,7 +57,7 @@ def trial_of(settings: TrialSettings) -> Trial:
             golden = find_golden(settings, candidate.version, candidate.manifest)
             with (
                 golden_scans(golden, settings.studies) as scans,
-                connect(candidate.address, shared_memory=False) as transport,
+                connect(candidate.address, shared_memory=False, tls=settings.tls) as transport,
             ):
                 report = _compared(settings, candidate, golden, scans, transport)
                 hu = np.stack([scans[0].hu(index) for index in range(min(LATENCY_SLICES, scans[0].count))])

@@ -18,6 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from groundglass import contract
 from groundglass.errors import ServerRefused, ServerUnreachable, VersionRefused
+from groundglass.tls import TlsSettings, tls_failure
 from groundglass_ensemble.probe import probe_inference
 from groundglass_ensemble.repository import live_of
 from groundglass_ensemble.versions import configs
@@ -65,13 +66,16 @@ class ServerControl:
     Raises ServerUnreachable, and ServerRefused when the server says no.
     """
 
-    def __init__(self, address: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, address: str, headers: Mapping[str, str] | None = None, *, tls: TlsSettings | None = None
+    ) -> None:
         """``headers`` go with every call: Triton may ask for a key before it loads anything
-        (``--grpc-restricted-protocol``).
+        (``--grpc-restricted-protocol``). The connection is plain without ``tls``.
         """
         self.address = address
         self._headers = dict(headers or {})
-        self._client = triton.InferenceServerClient(address)
+        self._tls = tls
+        self._client = triton.InferenceServerClient(address, **({} if tls is None else tls.client_options()))
 
     def __enter__(self) -> ServerControl:
         return self
@@ -178,6 +182,9 @@ class ServerControl:
                 f"{self.address} asks for a key before its models are loaded: --control-header "
                 f"{restricted['header']}=VALUE, with the value that it was started with"
             )
+        failed = tls_failure(self.address, said, self._tls)
+        if failed is not None:
+            return failed
         code = str(error.status()).removeprefix("StatusCode.")
         kind = ServerUnreachable if code in _GONE else ServerRefused
         return kind(f"{about or 'server'} at {self.address}: {said} ({code})")
