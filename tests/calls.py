@@ -14,14 +14,20 @@ from groundglass import contract
 from probe_network import slices
 
 
-def infer(
-    address: str, model: str, values: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None
-) -> dict[str, NDArray[Any]]:
-    """Send arrays to a model; its outputs by name, all of them unless some are asked for."""
+def infer_inputs(values: Mapping[str, NDArray[Any]]) -> list[triton.InferInput]:
+    """Arrays by name as tritonclient takes them."""
     inputs = []
     for name, value in values.items():
         tensor = triton.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype))
         inputs.append(tensor.set_data_from_numpy(value))
+    return inputs
+
+
+def infer(
+    address: str, model: str, values: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None
+) -> dict[str, NDArray[Any]]:
+    """Send arrays to a model; its outputs by name, all of them unless some are asked for."""
+    inputs = infer_inputs(values)
     wanted = None if outputs is None else [triton.InferRequestedOutput(name) for name in outputs]
     with triton.InferenceServerClient(address) as client:
         result = client.infer(model, inputs, outputs=wanted, client_timeout=30)

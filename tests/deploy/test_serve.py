@@ -1,73 +1,82 @@
-"""The script that starts the server in its container, run on the embedded server's binary."""
+"""The script that starts the server in its container: what it hands on, and refuses. test_compose_servers.py serves."""
 
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from groundglass_ensemble.keeper import remove_shared_memory
-from groundglass_ensemble.probe import is_ready
-from groundglass_ensemble.wheel import assemble_backends, find_wheel, server_environment
-
 SCRIPT = Path(__file__).parents[2] / "deploy" / "serve.sh"
-SHM_PREFIX = f"groundglass_serve_sh_{os.getpid()}_"
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
+def run(tmp_path: Path, *options: str, known: str = "--model-repository", **settings: str) -> tuple[int, str, str]:
+    """The script with a server that lists the flag ``known``, and prints its allocator and what it was started with."""
+    server = tmp_path / "tritonserver"
+    server.write_text(f'#!/bin/sh\n[ "$1" = --help ] && echo " {known} <x>" || echo "${{LD_PRELOAD:-none}}" "$@"\n')
+    server.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "MODEL_REPOSITORY": str(tmp_path), "PATH": path, **settings}
+    done = subprocess.run([str(SCRIPT), *options], capture_output=True, text=True, env=environment, timeout=30)
+    return done.returncode, done.stdout, done.stderr
 
 
-def test_a_missing_repository_is_named(tmp_path: Path) -> None:
-    """Without a model repository nothing is started, and the folder is told."""
-    environment = {**os.environ, "MODEL_REPOSITORY": str(tmp_path / "none")}
-    done = subprocess.run([str(SCRIPT)], capture_output=True, text=True, env=environment, timeout=30)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert str(tmp_path / "none") in done.stderr
+def key_file(tmp_path: Path, text: str) -> str:
+    """A file with a control key."""
+    (tmp_path / "key").write_text(text)
+    return str(tmp_path / "key")
 
 
-def test_newer_servers_are_told_to_allow_shared_memory(tmp_path: Path) -> None:
-    """A server that lists the flag gets it, one that does not is started without it; options are handed on."""
-    for known in (True, False):
-        text = "--allow-client-shm <boolean>" if known else "--model-repository <string>"
-        server = tmp_path / "tritonserver"
-        server.write_text(f'#!/bin/sh\nif [ "$1" = --help ]; then echo "{text}"; else echo "$@"; fi\n')
-        server.chmod(0o755)
-        path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-        environment = {**os.environ, "MODEL_REPOSITORY": str(tmp_path), "PATH": path}
-        done = subprocess.run([str(SCRIPT), "--log-verbose=1"], capture_output=True, text=True, env=environment)
-        flag = "--allow-client-shm=true " if known else ""
-        assert done.stdout == f"--model-repository={tmp_path} {flag}--log-verbose=1\n"
+@pytest.mark.parametrize("allowed", ["true", "false"])
+def test_newer_servers_are_told_about_shared_memory(tmp_path: Path, allowed: str) -> None:
+    """A server that lists the flag gets it as set, one that does not is started without it; options are handed on."""
+    for known, flag in (("--allow-client-shm", f"--allow-client-shm={allowed} "), ("--model-repository", "")):
+        _, started, _ = run(tmp_path, "--log-verbose=1", known=known, ALLOW_CLIENT_SHM=allowed)
+        assert started == f"none --model-repository={tmp_path} {flag}--log-verbose=1\n"
 
 
-@pytest.mark.triton
-def test_it_serves_with_the_real_server(probe_repository: Path, tmp_path: Path) -> None:
-    """The embedded server, which does not know the flag, serves the repository when it is started by the script."""
-    wheel = find_wheel()
-    environment = server_environment(wheel)
-    environment["PATH"] = f"{wheel.server.parent}{os.pathsep}{environment['PATH']}"
-    environment["MODEL_REPOSITORY"] = str(probe_repository)
-    port = free_port()
-    command = [
-        *(str(SCRIPT), "--model-config-name=cpu", f"--backend-directory={assemble_backends(wheel, tmp_path / 'b')}"),
-        *("--grpc-address=127.0.0.1", f"--grpc-port={port}", "--allow-http=false", "--allow-metrics=false"),
-        f"--backend-config=python,shm-region-prefix-name={SHM_PREFIX}",
-    ]
-    log = (tmp_path / "log").open("wb")
-    with log, subprocess.Popen(command, env=environment, stdout=log, stderr=log) as server:
-        try:
-            deadline = time.monotonic() + 60
-            while not is_ready(f"127.0.0.1:{port}", 5.0) and time.monotonic() < deadline:
-                time.sleep(0.2)
-            assert is_ready(f"127.0.0.1:{port}", 5.0), (tmp_path / "log").read_text()
-        finally:
-            server.terminate()
-            server.wait(30)
-            remove_shared_memory(SHM_PREFIX)
+def test_shared_memory_is_off_by_default(tmp_path: Path) -> None:
+    """Who registers regions is trusted by the server: nobody is unless that is set."""
+    assert "--allow-client-shm=false" in run(tmp_path, known="--allow-client-shm")[1]
+
+
+def test_the_key_guards_what_changes_a_server(tmp_path: Path) -> None:
+    """With a key, control over gRPC and HTTP asks for it, shared memory too unless it is allowed."""
+    settings = {"CONTROL_KEY_FILE": key_file(tmp_path, "0123456789abcdef\n")}
+    for allowed, more in (("false", ",shared-memory"), ("true", "")):
+        _, started, _ = run(tmp_path, "--model-control-mode=explicit", ALLOW_CLIENT_SHM=allowed, **settings)
+        for option in ("--grpc-restricted-protocol", "--http-restricted-api"):
+            assert f"{option}=model-repository,trace,logging{more}:groundglass-key=0123456789abcdef " in started
+
+
+def test_an_allocator_is_for_the_server(tmp_path: Path) -> None:
+    """The library that MALLOC_LIBRARY names is loaded into the server."""
+    library = next(
+        part for part in Path("/proc/self/maps").read_text().split() if part.startswith("/") and "libc" in part
+    )
+    assert run(tmp_path, MALLOC_LIBRARY=library)[1] == f"{library} --model-repository={tmp_path}\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"MODEL_REPOSITORY": "/none"}, "/none is no folder"),
+        ({"ALLOW_CLIENT_SHM": "yes"}, "ALLOW_CLIENT_SHM is yes: expected true or false"),
+        ({"MALLOC_LIBRARY": "/none.so"}, "MALLOC_LIBRARY: no library at /none.so"),
+        ({"CONTROL_KEY_FILE": "/none.key"}, "CONTROL_KEY_FILE: /none.key can't be read"),
+        ({"CONTROL_KEY_FILE": ""}, "explicit model control needs a key: name its file in CONTROL_KEY_FILE"),
+        ({"key": ""}, "holds 0 characters: expected a key of 16 or more"),
+        ({"key": "0123456789abcde"}, "holds 15 characters"),
+        ({"key": "0123456789 abcdef"}, "expected letters, digits, - and _ in one line"),
+        ({"key": "0123456789abcdef\n0123456789abcdef\n"}, "expected letters, digits, - and _ in one line"),
+    ],
+)
+def test_what_cannot_be_served_is_named(tmp_path: Path, settings: dict[str, str], message: str) -> None:
+    """A setting that can't work ends the start with one line that names it; the server is not started."""
+    if "key" in settings:
+        settings = {"CONTROL_KEY_FILE": key_file(tmp_path, settings["key"])}
+    code, started, said = run(tmp_path, "--model-control-mode=explicit", **settings)
+    assert (code, started) == (1, "")
+    (line,) = said.splitlines()
+    assert message in line
