@@ -3,6 +3,7 @@
 # MODEL_REPOSITORY: the folder, by default /models.
 # CONTROL_KEY_FILE: a file with the key that loading, tracing and logging settings ask for. Explicit model control needs it.
 # ALLOW_CLIENT_SHM: true lets clients of the same IPC namespace leave tensors in shared memory; by default false.
+# TRACE_TO: OTLP/HTTP endpoint of a collector for OpenTelemetry spans of the requests whose clients ask for it; by default none.
 # MALLOC_LIBRARY: an allocator for the server to run on, by default the system's own.
 set -eu
 
@@ -15,6 +16,15 @@ repository=${MODEL_REPOSITORY:-/models}
 allow_shm=${ALLOW_CLIENT_SHM:-false}
 [ -d "$repository" ] || refuse "$repository is no folder; mount the model repository there, or set MODEL_REPOSITORY"
 case $allow_shm in true | false) ;; *) refuse "ALLOW_CLIENT_SHM is $allow_shm: expected true or false" ;; esac
+case ${TRACE_TO:-none} in
+  none) ;;
+  http://?* | https://?*)
+    # rate=0: only requests that carry a client's span are traced.
+    set -- --trace-config=mode=opentelemetry "--trace-config=opentelemetry,url=$TRACE_TO" --trace-config=level=TIMESTAMPS \
+      --trace-config=rate=0 "$@"
+    ;;
+  *) refuse "TRACE_TO is $TRACE_TO: expected none, or a collector's endpoint such as http://collector:4318/v1/traces" ;;
+esac
 [ -z "${MALLOC_LIBRARY:-}" ] || [ -r "$MALLOC_LIBRARY" ] || refuse "MALLOC_LIBRARY: no library at $MALLOC_LIBRARY"
 
 # Servers from 26.05 on refuse their clients' shared memory unless told otherwise (triton-inference-server/server#8721);

@@ -47,6 +47,9 @@ STOPPING: Final = re.compile(r"has no available versions", re.IGNORECASE)
 """NOT_FOUND with these words is a model that was served a moment ago: its server is stopping (2.51, under a rolling
 restart, November 2026). Behind a balancer, which hears of it later, the next request reaches another one."""
 
+NO_REPLICA: Final = "Received http2 header with status: 503"
+"""gRPC's words for a balancer's answer in HTTP: it has no server to send to, or none that has room."""
+
 UNKNOWN_REGION: Final = re.compile(r"unable to find shared memory region", re.IGNORECASE)
 """A server that restarted knows none of our regions: the same request goes through as bytes."""
 
@@ -221,8 +224,10 @@ class GrpcTransport:
 
     def _translated(self, error: InferenceServerException, model: str) -> ServerError:
         code = str(error.status()).removeprefix("StatusCode.")
-        words = f"model {model} at {self._server}: {error.message()} ({code})"
         said = error.message() or ""
+        if NO_REPLICA in said:
+            said = "no server behind it can take the request"
+        words = f"model {model} at {self._server}: {said} ({code})"
         if code in PASSING or UNKNOWN_REGION.search(said) or (code == "INTERNAL" and PASSING_INTERNAL.search(said)):
             self._regions.doubt()  # it may have restarted
             return tls_failure(self._server, said, self._tls) or ServerUnreachable(words)

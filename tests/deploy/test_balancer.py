@@ -30,6 +30,7 @@ from balancer import HOST, Balancer, Certificates, balancer, deployment, replica
 from calls import infer_inputs, scan_rows
 from client_study import QUICK, Decoder, study_of
 from groundglass import contract
+from groundglass.errors import ServerUnreachable
 from groundglass.tls import TlsSettings
 from groundglass_client.connection import connect
 from groundglass_client.session import analyse
@@ -284,8 +285,12 @@ def test_health_follows_the_servers(probe_repository: Path, tmp_path: Path) -> N
     settings = replica_settings(probe_repository, 2)
     with balancer(settings, tmp_path) as front:
         wait_until(lambda: health(front) == 503, "the balancer to start")
-        with client_of(front) as client, pytest.raises(InferenceServerException, match="UNAVAILABLE"):
-            client.get_model_metadata(contract.CT_SCAN.name, client_timeout=5)
+        tls = TlsSettings(ca=front.certificates.ca)
+        with (
+            connect(front.grpc_address, tls=tls) as transport,
+            pytest.raises(ServerUnreachable, match="no server behind"),
+        ):
+            transport.describe(5)
         with EmbeddedTriton(settings[1]):
             front.await_replicas(1)
             assert health(front) == 200

@@ -50,6 +50,14 @@ def test_the_key_guards_what_changes_a_server(tmp_path: Path) -> None:
             assert f"{option}=model-repository,trace,logging{more}:groundglass-key=0123456789abcdef " in started
 
 
+def test_a_collector_gets_what_clients_trace(tmp_path: Path) -> None:
+    """With a collector the server traces the requests whose clients ask for it; without one it traces nothing."""
+    _, started, _ = run(tmp_path, TRACE_TO="http://collector:4318/v1/traces")
+    settings = ("mode=opentelemetry", "opentelemetry,url=http://collector:4318/v1/traces", "level=TIMESTAMPS", "rate=0")
+    assert all(f"--trace-config={setting}" in started.split() for setting in settings)
+    assert "trace" not in run(tmp_path, TRACE_TO="none")[1] + run(tmp_path)[1]
+
+
 def test_an_allocator_is_for_the_server(tmp_path: Path) -> None:
     """The library that MALLOC_LIBRARY names is loaded into the server."""
     library = next(
@@ -63,6 +71,7 @@ def test_an_allocator_is_for_the_server(tmp_path: Path) -> None:
     [
         ({"MODEL_REPOSITORY": "/none"}, "/none is no folder"),
         ({"ALLOW_CLIENT_SHM": "yes"}, "ALLOW_CLIENT_SHM is yes: expected true or false"),
+        ({"TRACE_TO": "collector:4318"}, "TRACE_TO is collector:4318: expected none, or a collector's endpoint"),
         ({"MALLOC_LIBRARY": "/none.so"}, "MALLOC_LIBRARY: no library at /none.so"),
         ({"CONTROL_KEY_FILE": "/none.key"}, "CONTROL_KEY_FILE: /none.key can't be read"),
         ({"CONTROL_KEY_FILE": ""}, "explicit model control needs a key: name its file in CONTROL_KEY_FILE"),

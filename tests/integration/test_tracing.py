@@ -42,7 +42,7 @@ def collected() -> Iterator[Collector]:
 def server(probe_repository: Path, collected: Collector) -> Iterator[EmbeddedTriton]:
     """A server as the deployment starts it: requests are traced whose client asks for it, and no others."""
     settings = ("mode=opentelemetry", f"opentelemetry,url={collected.url}", "opentelemetry,bsp_schedule_delay=100")
-    trace = [word for setting in (*settings, "rate=0", "level=TIMESTAMPS") for word in ("--trace-config", setting)]
+    trace = [f"--trace-config={setting}" for setting in (*settings, "rate=0", "level=TIMESTAMPS")]
     with EmbeddedTriton(ServeSettings(probe_repository, arguments=tuple(trace))) as running:
         yield running
 
