@@ -6,15 +6,18 @@ set -eu
 folder=$1
 shift
 if ! command -v apt-get >/dev/null 2>&1; then
-  echo "fetch_debian_servers.sh: this is no Debian; tests that need $* run where they are on PATH, and are skipped elsewhere" >&2
-  exit 0
+  echo "fetch_debian_servers.sh: this is no Debian; put $* on PATH" >&2
+  exit 1
 fi
+apt() {
+  apt-get --option Acquire::Retries=3 --quiet --quiet "$@"
+}
 missing() {
   # What installing them would add to this machine; data alone (architecture "all") serves web pages that nobody opens here.
   apt-get install --simulate --quiet --no-install-recommends "$@" 2>/dev/null | sed -n '/\[all\])/d; s/^Inst \([^ ]*\) .*/\1/p'
 }
 for package in "$@"; do
-  apt-cache show --no-all-versions "$package" >/dev/null 2>&1 || { apt-get update --quiet --quiet; break; }
+  apt-cache show --no-all-versions "$package" >/dev/null 2>&1 || { apt update; break; }
 done
 mkdir -p "$folder"
 target=$(cd "$folder" && pwd)
@@ -25,7 +28,10 @@ packages=$(missing "$@")
 [ -n "$packages" ] || exit 0 # all are installed
 # A list may name a version that its archive has replaced since.
 # shellcheck disable=SC2086
-apt-get download --quiet --quiet $packages || { apt-get update --quiet --quiet; apt-get download --quiet --quiet $(missing "$@"); }
+apt download $packages || {
+  apt update
+  apt download $(missing "$@")
+}
 for archive in *.deb; do
   dpkg-deb --extract "$archive" "$target"
 done
