@@ -6,9 +6,9 @@ import contextlib
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -72,7 +72,6 @@ class Balancer:
     names: Names
     log_file: Path
     certificates: Certificates
-    environment: Mapping[str, str] = field(repr=False)
 
     @property
     def grpc_address(self) -> str:
@@ -165,14 +164,13 @@ def balancer(
         log = running.enter_context(log_file.open("ab"))
         process = subprocess.Popen(
             [program("haproxy"), "-db", "-f", str(CONFIGURATION)],
-            cwd=CONFIGURATION.parent,
             env=variables,
             stdout=log,
             stderr=log,
         )
         running.callback(process.wait, 10)
         running.callback(process.kill)
-        yield Balancer(process, grpc_port, metrics_port, names, log_file, certificates, variables)
+        yield Balancer(process, grpc_port, metrics_port, names, log_file, certificates)
 
 
 @contextmanager

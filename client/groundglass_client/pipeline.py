@@ -204,9 +204,11 @@ class Pipeline:
         return read_scan_answer(chunk, self._slice_count, tensors)
 
     def _gone(self, gone: VersionGone, timeout_s: float) -> ServerError:
-        """What it means that a version is gone: a server that stops gives up all of its own, while behind a balancer
-        others still have it.
+        """What it means that a version is gone. One that was asked for by name may be served by others behind a
+        balancer, since a server that stops gives up all of its own; where it had to be live, another one is.
         """
+        if not self._choice.by_name:
+            return gone
         served = self._transport.describe(min(timeout_s, self._settings.connect_timeout_s))
         if self._choice.version not in served.pinned:
             return gone

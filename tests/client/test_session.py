@@ -246,6 +246,27 @@ def test_a_version_gone_from_one_server_of_a_balancer_is_asked_for_again() -> No
     assert min(heard) > 0
 
 
+def test_a_version_no_longer_live_is_left_though_it_can_be_asked_for_by_name() -> None:
+    """A study that must have its version live is computed again on the next one, whatever has a name meanwhile."""
+
+    class Strict(InMemoryTransport):
+        def send(self, request: Request, timeout_s: float) -> Future[Tensors]:
+            if request.live in (None, self.describe(timeout_s).model_version):
+                return super().send(request, timeout_s)
+            gone: Future[Tensors] = Future()
+            gone.set_exception(VersionGone(f"version {request.live} is no longer live"))
+            return gone
+
+    transport = Strict(mark_from_hu={"2": 100})
+
+    def swap() -> None:
+        transport.pin("1")
+        transport.promote("2")
+
+    report = analyse(study_of(30), transport, Decoder(POSITIVES), QUICK, Told(4, swap)).report
+    assert (report.model_version, report.longest_run) == ("2", 0)
+
+
 def test_a_study_computed_again_is_told(caplog: pytest.LogCaptureFixture) -> None:
     """The log names the version that was lost and the one that answers."""
     server = two_versions()
