@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +18,10 @@ from dnslib.server import BaseResolver, DNSLogger, DNSServer
 
 from debian_servers import environment, program
 from groundglass_ensemble.embedded import EmbeddedTriton, ServeSettings
+from waiting import wait_until
 
 CONFIGURATION = Path(__file__).parents[1] / "deploy" / "haproxy" / "haproxy.cfg"
 HOST = "127.0.0.1"
-WAIT_S = 30.0
 
 
 class Names(BaseResolver):
@@ -100,14 +99,6 @@ class Balancer:
     def await_replicas(self, count: int) -> None:
         """Return once it sends to exactly so many servers."""
         wait_until(lambda: self.replicas_up() == count, f"{count} replicas at the balancer")
-
-
-def wait_until(happened: Callable[[], bool], what: str, timeout_s: float = WAIT_S) -> None:
-    """Poll until something has happened; fails with its name when it doesn't."""
-    deadline_s = time.monotonic() + timeout_s
-    while not happened():
-        assert time.monotonic() < deadline_s, f"waited {timeout_s:g} s for {what}"
-        time.sleep(0.02)
 
 
 def free_ports(count: int, hosts: tuple[str, ...] = (HOST,)) -> list[int]:

@@ -23,9 +23,10 @@ from urllib.request import urlopen
 
 import yaml
 
-from balancer import HOST, Balancer, balancer, free_ports, replica_settings, wait_until
+from balancer import HOST, Balancer, balancer, free_ports, replica_settings
 from debian_servers import environment, program
 from groundglass_ensemble.embedded import EmbeddedTriton
+from waiting import wait_until
 
 FOLDER = Path(__file__).parents[1] / "deploy" / "prometheus"
 CONFIGURATION = FOLDER / "prometheus.yml"

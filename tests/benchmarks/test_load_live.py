@@ -7,9 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -20,6 +18,7 @@ import pytest
 from groundglass_bench.load import Load, run_load
 from groundglass_bench.load.samples import read_record
 from groundglass_ensemble.embedded import EmbeddedTriton
+from waiting import wait_until
 
 pytestmark = pytest.mark.triton
 
@@ -31,14 +30,6 @@ def locust(*options: object) -> subprocess.CompletedProcess[str]:
     """The locustfile as a person calls it."""
     command = [*LOCUST, "--headless", "--only-summary", *map(str, options)]
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    """Poll; fail when it doesn't come true."""
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not happen"
-        time.sleep(0.05)
 
 
 def test_users_of_a_closed_loop_are_answered_rightly_at_the_same_time(probe_server: EmbeddedTriton) -> None:
@@ -164,13 +155,13 @@ def test_the_web_page_starts_a_load(probe_server: EmbeddedTriton) -> None:
         [*LOCUST, "--web-host", "127.0.0.1", "--web-port", str(port)], cwd=PROJECT, stderr=subprocess.PIPE, text=True
     )
     try:
-        wait_until(serves)
+        wait_until(serves, "the web page")
         form = {"user_count": 2, "spawn_rate": 2, "host": probe_server.grpc_address}
         ask("/swarm", **form, slices="many")
-        wait_until(lambda: json.loads(ask("/stats/requests"))["state"] == "stopped")
+        wait_until(lambda: json.loads(ask("/stats/requests"))["state"] == "stopped", "the load to stop")
         assert requests() == 0
         ask("/swarm", **form, slices="16..24")
-        wait_until(lambda: requests() > 2)
+        wait_until(lambda: requests() > 2, "requests")
         assert json.loads(ask("/stats/requests"))["errors"] == []
     finally:
         process.send_signal(signal.SIGTERM)
@@ -189,10 +180,10 @@ run_load(Load(users=2, processes=2, slices=24, duration_s=60.0), sys.argv[1])
 """
     command = [sys.executable, "-c", program, probe_server.grpc_address]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as caller:
-        wait_until(lambda: len(psutil.Process(caller.pid).children()) == 2)
+        wait_until(lambda: len(psutil.Process(caller.pid).children()) == 2, "two processes")
         children = psutil.Process(caller.pid).children()
         port = int(probe_server.grpc_address.rpartition(":")[2])
-        wait_until(lambda: all(_connected(child, port) for child in children))
+        wait_until(lambda: all(_connected(child, port) for child in children), "their connections")
         caller.send_signal(signal.SIGINT)
         _, errors = caller.communicate(timeout=30)
     assert "KeyboardInterrupt" in errors

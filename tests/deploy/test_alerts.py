@@ -24,7 +24,6 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from balancer import wait_until
 from calls import infer, scan_rows
 from client_study import QUICK, Decoder, study_of
 from groundglass import contract
@@ -34,6 +33,7 @@ from groundglass_client.connection import connect
 from groundglass_client.session import analyse
 from groundglass_ensemble.embedded import EmbeddedTriton
 from metrics_server import Monitored, all_rules, monitored
+from waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

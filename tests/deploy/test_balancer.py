@@ -26,7 +26,7 @@ import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
-from balancer import HOST, Balancer, Certificates, balancer, deployment, replica_settings, wait_until
+from balancer import HOST, Balancer, Certificates, balancer, deployment, replica_settings
 from calls import infer_inputs, scan_rows
 from client_study import QUICK, Decoder, study_of
 from groundglass import contract
@@ -35,6 +35,7 @@ from groundglass.tls import TlsSettings
 from groundglass_client.connection import connect
 from groundglass_client.session import analyse
 from groundglass_ensemble.embedded import EmbeddedTriton
+from waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from tritonclient.utils import InferenceServerException
 
-from balancer import HOST, wait_until
+from balancer import HOST
 from calls import infer, scan_rows
 from client_study import QUICK, Decoder, study_of
 from groundglass import contract
@@ -25,6 +25,7 @@ from groundglass.tls import TlsSettings
 from groundglass_client.connection import connect
 from groundglass_client.session import analyse
 from metrics_server import Monitored, all_rules, monitored
+from waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 GRAFANA = ROOT / "deploy" / "grafana"

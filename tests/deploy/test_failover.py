@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 
-from balancer import Balancer, deployment, wait_until
+from balancer import Balancer, deployment
 from groundglass import contract
 from groundglass.study import Study
 from groundglass.tls import TlsSettings
@@ -29,6 +29,7 @@ from groundglass_client.session import ScanAnalysis, SessionSettings, analyse
 from groundglass_client.transport import ServedScan, Transport
 from groundglass_ensemble.embedded import EmbeddedTriton
 from probe_network import build_repository, unet
+from waiting import wait_until
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 

@@ -14,10 +14,11 @@ import pytest
 import yaml
 
 import compose_file
-from balancer import HOST, Balancer, Certificates, balancer, wait_until
+from balancer import HOST, Balancer, Certificates, balancer
 from debian_servers import environment, program
 from groundglass_ensemble.embedded import ServeSettings
 from groundglass_ensemble.keeper import SHARED_MEMORY
+from waiting import wait_until
 
 Document = dict[str, Any]
 

@@ -22,13 +22,14 @@ import tritonclient.grpc as triton
 from pydicom.uid import UID
 from tritonclient.utils import InferenceServerException
 
-from balancer import Balancer, balancer, replica_settings, wait_until
+from balancer import Balancer, balancer, replica_settings
 from command import assert_one_clear_line, groundglass
 from groundglass_bench.networks import waiting_repository
 from groundglass_client.phantom import PhantomSettings, write_phantom
 from groundglass_client.requests import fold_request
 from groundglass_client.transport import _inputs
 from groundglass_ensemble.embedded import EmbeddedTriton
+from waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 import probe_network
-from balancer import Balancer, Certificates, balancer, free_ports, wait_until
+from balancer import Balancer, Certificates, balancer, free_ports
 from client_study import study_of
 from command import assert_one_clear_line, groundglass
 from debian_servers import environment, program
@@ -31,6 +31,7 @@ from groundglass_client.session import SessionSettings, analyse
 from groundglass_client.transport import GrpcTransport
 from groundglass_ensemble.embedded import EmbeddedTriton
 from groundglass_ensemble.versions import ServerControl
+from waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

@@ -13,7 +13,6 @@ import pytest
 from numpy.typing import NDArray
 
 import probe_network
-from balancer import wait_until
 from client_study import study_of
 from collector import Collected, Collector, collector
 from command import assert_one_clear_line, groundglass
@@ -23,6 +22,7 @@ from groundglass_client.phantom import PhantomSettings, write_phantom
 from groundglass_client.session import SessionSettings, analyse
 from groundglass_client.tracing import traced
 from groundglass_ensemble.embedded import EmbeddedTriton, ServeSettings
+from waiting import wait_until
 
 pytestmark = pytest.mark.triton
 
