@@ -19,11 +19,11 @@ from groundglass_client import intake
 from groundglass_export.evaluation import opened_set, read_labelled_set
 from groundglass_export.evaluation.truth import (
     labels_in_order,
-    publication,
     read_mask,
     read_slice_labels,
     served_size,
 )
+from groundglass_export.publications import publication
 from groundglass_export.training.augment import plain
 from groundglass_export.training.slices import TrainingSlice
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +16,13 @@ from PIL import Image
 from groundglass.errors import CheckpointError, ModelError, SettingError
 from groundglass_export.checkpoint import load_checkpoint
 from groundglass_export.network import XceptionEncoder
+from groundglass_export.publications import fold_of
 from groundglass_export.training import loop
 from groundglass_export.training.augment import augmented, equalise, plain
 from groundglass_export.training.calibrate import THRESHOLDS, Scores, choose_calibration
 from groundglass_export.training.imagenet import load_imagenet
 from groundglass_export.training.loop import Budget, train
-from groundglass_export.training.loss import bce_dice, dice
+from groundglass_export.training.loss import bce, dice, slice_loss
 from groundglass_export.training.opacity import add_opacity, lungs
 from groundglass_export.training.recipe import Recipe, Source, Stage, read_recipe
 from groundglass_export.training.slices import TrainingSlice, read_series_hu, read_source
@@ -68,10 +71,126 @@ def test_a_loss_that_is_not_finite_stops_the_training(
     image_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A NaN loss ends the training with a clear error, and nothing is saved over the last good state."""
-    monkeypatch.setattr(loop, "bce_dice", lambda logits, mask: bce_dice(logits * float("nan"), mask))
+    monkeypatch.setattr(loop, "bce", lambda logits, mask: bce(logits * float("nan"), mask))
     with pytest.raises(ModelError, match="step 0: the loss is nan"):
         train(RECIPE, image_root, tmp_path, Budget(steps=2))
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_plateau_divides_the_rates(image_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After more than ``patience`` epochs without a better validation the rates are divided by ten."""
+    found = iter([0.5, 0.4, 0.5, 0.6, 0.6, 0.6, 0.6])
+    monkeypatch.setattr(loop, "validation_dice", lambda network, slices: next(found))
+    source = replace(SOURCE, validation_scans=(1,))
+    lines: list[dict[str, object]] = []
+    train(replace(RECIPE, sources=(source,), epochs=6, patience=1), image_root, tmp_path, Budget(), report=lines.append)
+    assert [line["divisor"] for line in lines if "divisor" in line] == [1.0, 1.0, 10.0, 10.0, 10.0, 100.0, 100.0]
+    assert max(int(str(line["step"])) for line in lines) == 6 * 2
+
+
+def test_a_disk_that_is_full_keeps_the_last_good_checkpoint(image_root: Path, tmp_path: Path) -> None:
+    """A save that does not fit ends the training by name of the file; the checkpoints of the save before it read."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    validated = 0
+
+    def fill(line: dict[str, object]) -> None:
+        nonlocal validated
+        validated += "validation_dice" in line
+        if validated == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+
+    try:
+        with pytest.raises(CheckpointError, match=r"safetensors was not written: .*kept"):
+            train(RECIPE, image_root, tmp_path, Budget(steps=3, save_every_steps=1), report=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert load_checkpoint(tmp_path / "best.safetensors").training["steps"] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "best.safetensors",
+        "last.safetensors",
+        "metrics.jsonl",
+        "state.pt",
+    ]
+    resumed = train(RECIPE, image_root, tmp_path, Budget(steps=2))
+    assert load_checkpoint(resumed).training["steps"] == 2
+
+
+@pytest.fixture(scope="module")
+def labelled_root(tmp_path_factory: pytest.TempPathFactory, image_root: Path) -> Path:
+    """The images and masks, and beside them single images of eight publications, two images each."""
+    root = tmp_path_factory.mktemp("labelled")
+    for folder in ("images", "masks"):
+        (root / folder).symlink_to(image_root / folder)
+    rng = np.random.default_rng(1)
+    for folder in ("sick", "well"):
+        (root / folder).mkdir()
+        for number in range(16):
+            grey = rng.integers(0, 255, (40 + number, 50), dtype=np.uint8)
+            Image.fromarray(grey).save(root / folder / f"{folder}{number // 2}-p{number % 2}.png")
+    return root
+
+
+SINGLES = Source("labelled_images", positive="sick", negative="well", folds=4, validation_folds=(0,), test_folds=(1,))
+
+
+def test_publications_are_never_split(labelled_root: Path) -> None:
+    """Images of one publication share a part; the test's are in neither, and labels are all that positives know."""
+    split = read_source(SINGLES, labelled_root)
+    scans = [{item.scan for item in items} for items in (split.training, split.validation)]
+    assert not scans[0] & scans[1]
+    assert all(fold_of(scan, 4) in {2, 3} for scan in scans[0])
+    assert {fold_of(scan, 4) for scan in scans[1]} == {0}
+    assert all((item.mask is None) == item.name.startswith("sick") == item.positive for item in split.training)
+
+
+def test_labels_alone_teach(labelled_root: Path, tmp_path: Path) -> None:
+    """With a slice loss, images that have a label only change the network; held-out ones calibrate it."""
+    recipe = replace(RECIPE, sources=(SINGLES,), slice_loss=1.0)
+    lines: list[dict[str, Any]] = []
+    best = train(recipe, labelled_root, tmp_path, Budget(steps=2), report=lines.append)
+    assert all(line["loss"] > 0.0 for line in lines if "loss" in line)
+    assert lines[-1]["calibration"] == load_checkpoint(best).calibration.as_dict()
+
+
+def test_labels_alone_need_a_slice_loss(labelled_root: Path, tmp_path: Path) -> None:
+    """Where every slice left has a label only, a recipe without slice loss is refused."""
+    sick = replace(SINGLES, negative="sick")
+    (tmp_path / "only").mkdir()
+    recipe = replace(RECIPE, sources=(replace(sick, test_folds=(1, 2, 3)),))
+    with pytest.raises(SettingError, match="no slice to train on"):
+        train(recipe, labelled_root, tmp_path / "only", Budget(steps=1))
+
+
+def test_slice_loss_pulls_the_strongest_pixels() -> None:
+    """Only the strongest pixels of a slice have a gradient: up where the slice is positive, down where it is not."""
+    logits = torch.linspace(-4, 4, 2 * 64 * 64).reshape(2, 1, 64, 64).requires_grad_()
+    slice_loss(logits, torch.tensor([1.0, 0.0])).backward()
+    assert logits.grad is not None
+    moved = logits.grad.flatten(1)
+    assert [int((row != 0).sum()) for row in moved] == [12, 12]
+    assert bool((moved[0] <= 0).all() and (moved[1] >= 0).all())
+    assert bool((moved[:, -12:] != 0).all())
+
+
+def test_a_training_goes_on_from_a_checkpoint(image_root: Path, tmp_path: Path) -> None:
+    """The first save of a training that starts from a checkpoint and moves nothing holds its weights."""
+    first = train(RECIPE, image_root, tmp_path / "first", Budget(steps=1))
+    still = replace(
+        RECIPE, encoder_rate=0.0, decoder_rate=0.0, stages=(replace(RECIPE.stages[0], freeze_batch_norm=True),)
+    )
+    second = train(still, image_root, tmp_path / "second", Budget(steps=1), start=first)
+    expected = load_checkpoint(first).network.state_dict()
+    for key, tensor in load_checkpoint(second).network.state_dict().items():
+        assert torch.equal(tensor, expected[key]), key
+
+
+def test_empty_masks_are_refused(tmp_path: Path) -> None:
+    """Masks that hold no lesion pixel at all, as where they hold 0 and 1, are refused by folder."""
+    for folder, grey in (("images", 90), ("masks", 1)):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (64, 64), grey).save(tmp_path / folder / "0001.png")
+    with pytest.raises(SettingError, match=r"masks: no mask holds a lesion pixel"):
+        read_source(SOURCE, tmp_path)
 
 
 def test_a_damaged_snapshot_is_named(image_root: Path, tmp_path: Path) -> None:
@@ -84,7 +203,6 @@ def test_a_damaged_snapshot_is_named(image_root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "budget", "words"),
     [
-        (RECIPE, Budget(), "needs an end"),
         (replace(RECIPE, stages=(Stage(1.0, 40, 2, (1, 1)),)), Budget(steps=1), "multiple of 32"),
         (replace(RECIPE, stages=(Stage(0.5, 32, 2, (1, 1)),)), Budget(steps=1), r"expected 1\.0"),
     ],
@@ -114,10 +232,41 @@ def test_a_mask_of_another_size_is_refused(image_root: Path, tmp_path: Path) -> 
 
 
 def test_reference_recipe_holds_scans_out() -> None:
-    """The shipped recipe reads, and neither trains on P001 nor on the held-out lesion scans."""
-    recipe = read_recipe(RECIPES / "reference.toml")
-    assert not any("P001" in source.folder for source in recipe.sources)
-    assert recipe.sources[0].validation_scans == (5, 7, 8)
+    """The shipped checkpoint's recipes neither train on P001 nor on the held-out lesion scans."""
+    for name in ("first.toml", "reference.toml"):
+        recipe = read_recipe(RECIPES / name)
+        assert not any("P001" in source.folder for source in recipe.sources)
+        assert recipe.sources[0].validation_scans == (5, 7, 8)
+
+
+def test_the_default_recipe_is_the_papers() -> None:
+    """A recipe that names its data only is trained as Lokwani et al. trained."""
+    recipe = read_recipe(RECIPES / "paper.toml")
+    assert (recipe.loss, recipe.optimizer, recipe.encoder_rate, recipe.decoder_rate) == ("bce", "adam", 1e-4, 1e-4)
+    assert (recipe.schedule, recipe.patience, recipe.epochs) == ("plateau", 4, 50)
+    assert [(stage.side, stage.batch) for stage in recipe.stages] == [(512, 4)]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("loss = 'guess'", "loss = 'guess', expected one of bce, bce_dice"),
+        ("opacity_probability = 0.3", "augment = false"),
+        ("encoder_rate = nan", "encoder_rate = nan, expected 0 or more"),
+        ("epochs = 0", "epochs = 0, expected at least 1"),
+        ("ema_decay = 1.0", "ema_decay = 1, expected 0 or more and less than 1"),
+        ("[[source]]\nkind = 'labelled_images'\npositive = 'x'", "source x: negative is missing"),
+        ("[[source]]\nkind = 'masked_images'\nfolder = 'x'\nmasks = 'y'\ntest_scans = [3]", "test_scans names 3"),
+    ],
+)
+def test_values_that_make_no_recipe(text: str, words: str, tmp_path: Path) -> None:
+    """A value out of its range is refused by the name of its key, and of the file."""
+    head = "" if "source" in text else "[[source]]\nkind = 'healthy_series'\nfolder = 'x'\n"
+    path = tmp_path / "recipe.toml"
+    path.write_text(f"{text}\n{head}", encoding="utf-8")
+    with pytest.raises(SettingError, match=words) as caught:
+        read_recipe(path)
+    assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["seed = ", "[[source]]\nkind = 'guess'\nfolder = 'x'\n", "speed = 3\n", ""])
@@ -192,20 +341,30 @@ def test_dice_of_masks() -> None:
 
 
 def test_calibration_takes_the_strictest_fit_rule() -> None:
-    """The best threshold by dice wins; then the largest pixel rule that keeps both bounds."""
+    """The best threshold by dice of outlined slices wins; then the largest pixel rule that keeps both bounds."""
     overlap = np.zeros((20, len(THRESHOLDS)))
     overlap[:, 2] = 0.8
     positive = Scores(np.full(overlap.shape, 250), overlap)
+    labelled = Scores(np.full(overlap.shape, 300), np.eye(len(THRESHOLDS))[[4] * 20])
     negative = Scores(np.full(overlap.shape, 30), np.zeros(overlap.shape))
-    found = choose_calibration(positive, negative)
+    found = choose_calibration([positive, labelled], [negative], outlined=1)
     assert (found.probability_threshold, found.min_lesion_pixels) == (THRESHOLDS[2], 240)
 
 
 def test_calibration_needs_both_kinds() -> None:
     """Slices of one kind alone can't calibrate."""
-    none = Scores(np.zeros((0, len(THRESHOLDS)), dtype=np.int64), np.zeros((0, len(THRESHOLDS))))
+    some = Scores(np.ones((1, len(THRESHOLDS)), dtype=np.int64), np.ones((1, len(THRESHOLDS))))
     with pytest.raises(SettingError, match="with and slices without"):
-        choose_calibration(none, none)
+        choose_calibration([some], [], outlined=1)
+
+
+def test_no_source_outvotes_another_in_calibration() -> None:
+    """A hundred easy negative slices of one source don't hide ten hard ones of another."""
+    ones = np.ones((10, len(THRESHOLDS)))
+    positive = Scores(np.full(ones.shape, 400), ones)
+    easy = Scores(np.zeros((100, len(THRESHOLDS)), dtype=np.int64), np.zeros((100, len(THRESHOLDS))))
+    hard = Scores(np.full(ones.shape, 350), ones)
+    assert choose_calibration([positive], [easy, hard], outlined=1).min_lesion_pixels == 400
 
 
 def test_imagenet_weights_see_the_scaled_image(data_root: Path) -> None:

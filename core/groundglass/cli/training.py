@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -11,15 +12,20 @@ from groundglass.cli.terminal import extra, increments, progress
 
 
 def train(
-    recipe: Annotated[Path, typer.Option(help="TOML file that names the data, the stages and the rates.")],
+    recipe: Annotated[
+        Path, typer.Option(help="TOML file: data, stages, rates. What it leaves out is as the paper trained.")
+    ],
     data: Annotated[Path, typer.Option(envvar="GROUNDGLASS_DATA", help="Folder that the recipe's paths start from.")],
     out: Annotated[
         Path, typer.Option(help="Folder for checkpoints and metrics; an interrupted training there continues.")
     ],
-    minutes: Annotated[float, typer.Option(min=0.0, help="Length of the training.")],
+    minutes: Annotated[
+        float | None, typer.Option(min=0.0, help="Stop after so long. Default: when the recipe's epochs are over.")
+    ] = None,
     imagenet: Annotated[
         Path | None, typer.Option(help="Keras Xception weights as .npz for the encoder; random without it.")
     ] = None,
+    start: Annotated[Path | None, typer.Option(help="Checkpoint to start from, instead of --imagenet.")] = None,
 ) -> None:
     """Train the network; print the path of the best checkpoint."""
     with extra("train"):
@@ -32,8 +38,9 @@ def train(
             read_recipe(recipe),
             data,
             out,
-            Budget(minutes=minutes),
+            Budget(minutes=math.inf if minutes is None else minutes),
             imagenet,
             lambda line: show(int(100 * line["share"])) if "share" in line else None,
+            start,
         )
     print(best)

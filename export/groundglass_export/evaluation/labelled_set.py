@@ -91,11 +91,19 @@ class HealthySeries(SetSource):
 class LabelledImages(SetSource):
     """Single 8-bit images in two folders. They make no scan, so they have slice figures only.
 
-    The part of a file name before ``-p<number>`` or ``%`` tells which publication an image is from.
+    The part of a file name before ``-p<number>`` or ``%`` tells which publication an image is from. ``fold_numbers``
+    are the parts to take, of ``folds`` parts that a recipe divides the publications into; all of them when empty.
     """
 
     positive: str
     negative: str
+    folds: int = 1
+    fold_numbers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        SetSource.__post_init__(self)
+        if outside := [number for number in self.fold_numbers if not 0 <= number < self.folds]:
+            raise SettingError(f"source {self.name}: fold {outside[0]} asked for; there are {self.folds}, from 0")
 
 
 KINDS: Final[Mapping[str, type[SetSource]]] = MappingProxyType(
@@ -179,6 +187,7 @@ def _numbers(value: object) -> bool:
 _ACCEPTED: Final[Mapping[str, tuple[str, Callable[[object], bool]]]] = MappingProxyType(
     {
         "str": ("text", _words),
+        "int": ("a whole number of 1 or more", lambda value: type(value) is int and value >= 1),
         "tuple[int, ...]": ("a list of whole numbers", _numbers),
         "bool | None": ("true or false", lambda value: isinstance(value, bool)),
     }

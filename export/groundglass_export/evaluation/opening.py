@@ -23,7 +23,8 @@ from groundglass_export.evaluation.labelled_set import (
     MaskedImages,
     SetSource,
 )
-from groundglass_export.evaluation.truth import labels_in_order, publication, read_mask, read_slice_labels, served_size
+from groundglass_export.evaluation.truth import labels_in_order, read_mask, read_slice_labels, served_size
+from groundglass_export.publications import fold_of, publication
 
 _PICTURES: Final = frozenset({".png", ".jpg", ".jpeg"})
 
@@ -137,7 +138,7 @@ def _served_mask(path: Path, item: SliceSource) -> NDArray[np.bool_]:
 
 
 def _labelled_images(source: LabelledImages, root: Path, intake: Intake) -> LabelledScan:
-    positive, negative = _pictures(root / source.positive), _pictures(root / source.negative)
+    positive, negative = (_of_folds(source, root / folder) for folder in (source.positive, source.negative))
     files = [*positive, *negative]
     return LabelledScan(
         name=source.name,
@@ -146,6 +147,12 @@ def _labelled_images(source: LabelledImages, root: Path, intake: Intake) -> Labe
         groups=tuple(f"{source.name} {publication(path.name)}" for path in files),
         is_scan=False,
     )
+
+
+def _of_folds(source: LabelledImages, folder: Path) -> list[Path]:
+    files = _pictures(folder)
+    wanted = source.fold_numbers or range(source.folds)
+    return [path for path in files if fold_of(publication(path.name), source.folds) in wanted]
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -20,7 +19,6 @@ LESION_FROM_GREY: Final = 128
 """Mask images hold 0 and 255; an image format with losses may blur them."""
 
 _HALF: Final = 0.5
-_PUBLICATION_ENDS: Final = re.compile(r"-p\d|%")
 
 
 def read_mask(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -99,11 +97,6 @@ def labels_in_order(labels: dict[str, bool], slices: Sequence[SliceSource], path
     if missing := [source.file for place, source in enumerate(slices) if place not in by_place]:
         raise SettingError(f"{path}: {len(missing)} of {len(slices)} slices have no label; the first is {missing[0]}")
     return tuple(by_place[place] for place in range(len(slices)))
-
-
-def publication(file: str) -> str:
-    """Which publication an image is from, by its file name."""
-    return _PUBLICATION_ENDS.split(PurePosixPath(file).stem, maxsplit=1)[0]
 
 
 def _label(path: Path, place: int, row: Any, key: str) -> tuple[str, bool]:

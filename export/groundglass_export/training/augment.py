@@ -24,17 +24,22 @@ EQUALISE_PROBABILITY = 0.4
 PLAIN_PROBABILITY = 0.15
 """Share of samples whose grey values are left exactly as they are served."""
 
+WHOLE_ZOOM = 1.15
+"""Up to this scale a view shows nearly all of the slice."""
+
 EQUALISE_TILES = 8
 _LUNG_FLOOR_HU = LUNG_WINDOW_CENTRE_HU - LUNG_WINDOW_WIDTH_HU / 2
 
 
 def plain(item: TrainingSlice, side: int) -> tuple[Tensor, Tensor]:
-    """Image and mask as they are served: lung window, no augmentation. Both float32 (1, side, side), mask 0 or 1."""
+    """Image and mask as they are served: lung window, no augmentation. Both float32 (1, side, side), mask 0 or 1.
+
+    The mask of a slice that nobody has outlined is empty.
+    """
     grey = _window(item.pixels, _LUNG_FLOOR_HU, LUNG_WINDOW_WIDTH_HU) if item.hounsfield else _unit(item.pixels)
-    image, mask = torch.from_numpy(grey)[None, None], torch.from_numpy(item.mask.astype(np.float32))[None, None]
+    image, mask = torch.from_numpy(grey)[None, None], torch.from_numpy(_outlined(item).astype(np.float32))[None, None]
     size = (side, side)
-    mode = "bicubic" if side > grey.shape[0] else "bilinear"
-    image = functional.interpolate(image, size, mode=mode, antialias=True).clamp(0.0, 1.0)
+    image = functional.interpolate(image, size, mode="bilinear", antialias=True).clamp(0.0, 1.0)
     mask = functional.interpolate(mask, size, mode="bilinear", antialias=True) >= 0.5
     return image[0], mask[0].float()
 
@@ -42,10 +47,15 @@ def plain(item: TrainingSlice, side: int) -> tuple[Tensor, Tensor]:
 def augmented(
     item: TrainingSlice, side: int, zoom: tuple[float, float], opacity_probability: float, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """A random view of a slice. Image and mask are float32 (1, side, side), in 0..1; the mask is 0 or 1."""
+    """A random view of a slice. Image and mask are float32 (1, side, side), in 0..1; the mask is 0 or 1.
+
+    A slice whose lesion nobody has outlined stays whole, or its label might no longer hold; its mask is empty.
+    """
     pixels: NDArray[np.generic] = item.pixels
-    mask = item.mask
-    if item.hounsfield and not mask.any() and rng.random() < opacity_probability:
+    mask = _outlined(item)
+    if item.mask is None:
+        zoom = (min(zoom[0], WHOLE_ZOOM), min(zoom[1], WHOLE_ZOOM))
+    if item.hounsfield and not item.positive and rng.random() < opacity_probability:
         pixels, mask = add_opacity(pixels.astype(np.float32), rng)
     untouched = rng.random() < PLAIN_PROBABILITY
     grey = _grey_values(pixels, item.hounsfield, untouched, rng)
@@ -54,6 +64,10 @@ def augmented(
     if not untouched:
         image = _degrade(_tone(image, rng), rng)
     return image, moved_mask
+
+
+def _outlined(item: TrainingSlice) -> NDArray[np.bool_]:
+    return np.zeros(item.pixels.shape, dtype=np.bool_) if item.mask is None else item.mask
 
 
 def _grey_values(

@@ -19,7 +19,7 @@ from groundglass_export.training.loss import dice
 from groundglass_export.training.slices import TrainingSlice
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-LESION_PIXELS = (20, 40, 80, 120, 160, 240, 320, 480, 640)
+LESION_PIXELS = (20, 40, 80, 120, 160, 240, 320, 400, 480, 560, 640, 800, 1000, 1200, 1500)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +45,40 @@ def score(network: LesionUnet, slices: Sequence[TrainingSlice]) -> Scores:
     return Scores(np.array(pixels, dtype=np.int64), np.array(overlaps, dtype=np.float64))
 
 
-def choose_calibration(
-    positive: Scores, negative: Scores, sensitivity: float = 0.95, specificity: float = 0.95
-) -> Calibration:
-    """The pixel threshold with the best mean dice on ``positive`` slices, then the strictest slice rule that is fit.
+def calibrated(network: LesionUnet, sources: Sequence[Sequence[TrainingSlice]]) -> Calibration | None:
+    """:func:`choose_calibration` of a network on slices, source by source; None without slices of both kinds."""
+    if len({item.positive for source in sources for item in source}) < 2:
+        return None
+    outlined = [[item for item in source if item.positive and item.mask is not None] for source in sources]
+    labelled = [[item for item in source if item.mask is None] for source in sources]
+    healthy = [[item for item in source if not item.positive] for source in sources]
+    positive = [score(network, items) for group in (outlined, labelled) for items in group if items]
+    negative = [score(network, items) for items in healthy if items]
+    return choose_calibration(positive, negative, len([items for items in outlined if items]))
 
-    Fit is a rule that keeps both bounds. The strictest is taken since the negative slices may be easier than those to
-    come (they are few, or were trained on), and a false slice costs a run. When no rule is fit, the one with the best
-    sum of sensitivity and specificity is taken. Raises SettingError without slices of both kinds.
+
+def choose_calibration(
+    positive: Sequence[Scores],
+    negative: Sequence[Scores],
+    outlined: int,
+    sensitivity: float = 0.95,
+    specificity: float = 0.95,
+) -> Calibration:
+    """The pixel threshold with the best mean dice on outlined slices, then the strictest slice rule that is fit.
+
+    ``positive`` and ``negative`` hold scores by source, and a source counts as much as another, however many its
+    slices are; the first ``outlined`` of ``positive`` have a dice that means something. Fit is a rule that keeps both
+    bounds. The strictest is taken since the negative slices may be easier than those to come, and a false slice costs a
+    run. When no rule is fit, the one with the best sum of sensitivity and specificity is taken. Raises SettingError
+    without slices of both kinds.
     """
-    if not len(positive.lesion_pixels) or not len(negative.lesion_pixels):
+    if not positive or not negative:
         raise SettingError("calibration needs slices with and slices without lesions")
-    column = int(positive.dice.mean(axis=0).argmax())
+    dices = [scores.dice.mean(axis=0) for scores in positive[:outlined]]
+    column = int(np.mean(dices, axis=0).argmax()) if dices else THRESHOLDS.index(0.5)
     rules = np.array(LESION_PIXELS)
-    hit = (positive.lesion_pixels[:, column, None] >= rules).mean(axis=0)
-    spared = (negative.lesion_pixels[:, column, None] < rules).mean(axis=0)
+    hit = np.mean([(scores.lesion_pixels[:, column, None] >= rules).mean(axis=0) for scores in positive], axis=0)
+    spared = np.mean([(scores.lesion_pixels[:, column, None] < rules).mean(axis=0) for scores in negative], axis=0)
     fit = rules[(hit >= sensitivity) & (spared >= specificity)]
     best = fit.max() if fit.size else rules[(hit + spared).argmax()]
     return Calibration(THRESHOLDS[column], int(best))

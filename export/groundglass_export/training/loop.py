@@ -10,8 +10,8 @@ import json
 import math
 import pickle
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +22,36 @@ from torch import Tensor, nn
 from groundglass.errors import CheckpointError, ModelError, SettingError
 from groundglass.publish import published
 from groundglass_export.calibration import Calibration
-from groundglass_export.checkpoint import Checkpoint, save_checkpoint
+from groundglass_export.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from groundglass_export.network import STRIDE, LesionUnet
 from groundglass_export.training.augment import augmented, plain
+from groundglass_export.training.calibrate import calibrated
 from groundglass_export.training.imagenet import load_imagenet
-from groundglass_export.training.loss import bce_dice, dice
+from groundglass_export.training.loss import bce, bce_dice, dice, slice_loss
 from groundglass_export.training.recipe import Recipe, Stage
 from groundglass_export.training.slices import Split, TrainingSlice, read_source
 
 VALIDATION_SIDE = 512
 """Pixels: the size that is served."""
 
+BEST = "best.safetensors"
+LAST = "last.safetensors"
+
 GRADIENT_NORM = 5.0
+PLATEAU_DIVISOR = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """When to stop, whichever comes first, and how often to save (which is also when validation runs)."""
+    """When to stop before the recipe's epochs are over, and how often to save (which is also when validation runs).
+
+    With the schedule ``plateau`` every epoch is validated and saved besides.
+    """
 
     minutes: float = math.inf
     steps: int | None = None
     save_every_minutes: float = 8.0
     save_every_steps: int | None = None
-
-    def share(self, step: int, elapsed_minutes: float) -> float:
-        """How much of the training is done, 0 to 1."""
-        return min(1.0, max(elapsed_minutes / self.minutes, step / self.steps if self.steps else 0.0))
 
 
 @dataclass(slots=True)
@@ -56,10 +60,29 @@ class Run:
 
     network: LesionUnet
     average: LesionUnet
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     step: int = 0
     elapsed_minutes: float = 0.0
     best_dice: float = -1.0
+    epochs_since_best: int = 0
+    rate_divisor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What does not change while training."""
+
+    recipe: Recipe
+    budget: Budget
+    splits: tuple[Split, ...]
+    held_out: tuple[TrainingSlice, ...]
+    calibrating: tuple[Sequence[TrainingSlice], ...]
+    epoch_steps: int
+
+    def share(self, step: int, elapsed_minutes: float) -> float:
+        """How much of the training is done, 0 to 1."""
+        steps = self.budget.steps or self.recipe.epochs * self.epoch_steps
+        return min(1.0, max(elapsed_minutes / self.budget.minutes, step / steps))
 
 
 def train(
@@ -69,32 +92,76 @@ def train(
     budget: Budget,
     imagenet: Path | None = None,
     report: Callable[[dict[str, Any]], None] = lambda line: None,
+    start: Path | None = None,
 ) -> Path:
     """Train, and return the path of the best checkpoint (``out/best.safetensors``; beside it ``last.safetensors``).
 
-    Continues when ``out`` holds an interrupted training. Every step's and validation's figures are appended to
-    ``out/metrics.jsonl`` and given to ``report``. Raises ModelError when the loss is not finite (the files of the
-    last save stay), SettingError for unusable data, CheckpointError for unreadable weights.
+    The best checkpoint is calibrated on what is held out for validation (see ``calibrate``). The network starts from
+    the checkpoint ``start``, or with an encoder from ``imagenet``, or at random. Continues when ``out`` holds an
+    interrupted training. Every step's and validation's figures are appended to ``out/metrics.jsonl`` and given to
+    ``report``. Raises ModelError when the loss is not finite (the files of the last save stay), SettingError for
+    unusable data, CheckpointError for weights that can't be read or written.
     """
-    _check(recipe, budget)
-    splits = [read_source(source, data_root) for source in recipe.sources]
-    held_out = [item for split in splits for item in split.validation][:: recipe.validation_stride]
-    out.mkdir(parents=True, exist_ok=True)
-    run = _start(recipe, out, imagenet)
-    with (out / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+    plan = _plan(recipe, data_root, budget)
+    run = _start(recipe, out, imagenet, start)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
+    except OSError as error:
+        raise SettingError(f"{out} can't be written: {error}") from error
+    with metrics:
 
         def tell(line: dict[str, Any]) -> None:
-            metrics.write(json.dumps(line) + "\n")
-            metrics.flush()
+            try:
+                metrics.write(json.dumps(line) + "\n")
+                metrics.flush()
+            except OSError as error:
+                raise CheckpointError(f"{metrics.name} was not written: {error}; the last save is kept") from error
             report(line)
 
-        _steps(run, recipe, splits, held_out, budget, out, tell)
-    return out / "best.safetensors"
+        _steps(run, plan, out, tell)
+        best = load_checkpoint(out / BEST)
+        calibration = calibrated(best.network, plan.calibrating)
+        if calibration is not None:
+            tell({"step": run.step, "calibration": calibration.as_dict()})
+            save_checkpoint(out / BEST, replace(best, calibration=calibration))
+    return out / BEST
 
 
-def _check(recipe: Recipe, budget: Budget) -> None:
-    if budget.steps is None and math.isinf(budget.minutes):
-        raise SettingError("a training needs an end: give minutes or steps")
+def _plan(recipe: Recipe, data_root: Path, budget: Budget) -> Plan:
+    _check(recipe)
+    splits = [read_source(source, data_root) for source in recipe.sources]
+    if not recipe.slice_loss:
+        splits = [replace(split, training=_outlined(split.training)) for split in splits]
+    usable = tuple(split for split in splits if split.training and split.source.weight)
+    if not usable:
+        raise SettingError(
+            "no slice to train on: everything is held out, or has a label without a mask while slice_loss is 0"
+        )
+    slices = sum(len(split.training) for split in usable)
+    return Plan(
+        recipe=recipe,
+        budget=budget,
+        splits=usable,
+        held_out=tuple(item for split in splits for item in _outlined(split.validation))[:: recipe.validation_stride],
+        calibrating=_calibrating(splits),
+        epoch_steps=math.ceil(slices / recipe.stages[-1].batch),
+    )
+
+
+def _calibrating(splits: Sequence[Split]) -> tuple[Sequence[TrainingSlice], ...]:
+    """Held-out slices by source. Where none is free of lesions, those of healthy series stand in, though trained on."""
+    held_out = [split.validation for split in splits if split.validation]
+    if all(item.positive for source in held_out for item in source):
+        held_out += [split.training for split in splits if split.source.kind == "healthy_series"]
+    return tuple(held_out)
+
+
+def _outlined(slices: tuple[TrainingSlice, ...]) -> tuple[TrainingSlice, ...]:
+    return tuple(item for item in slices if item.mask is not None)
+
+
+def _check(recipe: Recipe) -> None:
     for stage in recipe.stages:
         if stage.side % STRIDE:
             raise SettingError(f"stage with side {stage.side}: expected a multiple of {STRIDE}")
@@ -102,10 +169,12 @@ def _check(recipe: Recipe, budget: Budget) -> None:
         raise SettingError(f"the last stage ends at {recipe.stages[-1].until:g} of the training; expected 1.0")
 
 
-def _start(recipe: Recipe, out: Path, imagenet: Path | None) -> Run:
+def _start(recipe: Recipe, out: Path, imagenet: Path | None, start: Path | None) -> Run:
     torch.manual_seed(recipe.seed)
-    network = LesionUnet()
+    network = LesionUnet() if start is None else load_checkpoint(start).network
     if imagenet is not None:
+        if start is not None:
+            raise SettingError("a checkpoint to start from and ImageNet weights given: expected one of them")
         load_imagenet(network.encoder, imagenet)
     average = LesionUnet()
     average.load_state_dict(network.state_dict())
@@ -118,36 +187,31 @@ def _start(recipe: Recipe, out: Path, imagenet: Path | None) -> Run:
     return run
 
 
-def _optimizer(network: LesionUnet, recipe: Recipe) -> torch.optim.AdamW:
+def _optimizer(network: LesionUnet, recipe: Recipe) -> torch.optim.Optimizer:
     rest = [*network.decoder.parameters(), *network.segmentation_head.parameters()]
     groups = [
         {"params": list(network.encoder.parameters()), "peak_rate": recipe.encoder_rate},
         {"params": rest, "peak_rate": recipe.decoder_rate},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.decoder_rate, weight_decay=recipe.weight_decay)
+    kinds: dict[str, type[torch.optim.Adam]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[recipe.optimizer](groups, lr=recipe.decoder_rate, weight_decay=recipe.weight_decay, fused=True)
 
 
-def _steps(
-    run: Run,
-    recipe: Recipe,
-    splits: list[Split],
-    held_out: list[TrainingSlice],
-    budget: Budget,
-    out: Path,
-    tell: Callable[[dict[str, Any]], None],
-) -> None:
+def _steps(run: Run, plan: Plan, out: Path, tell: Callable[[dict[str, Any]], None]) -> None:
+    recipe, budget = plan.recipe, plan.budget
     clock = _Clock(run.elapsed_minutes)
     last_save = clock.minutes()
-    while (share := budget.share(run.step, clock.minutes())) < 1.0:
+    while (share := plan.share(run.step, clock.minutes())) < 1.0:
         stage = next(stage for stage in recipe.stages if share < stage.until)
-        loss = _step(run, stage, recipe, splits, share)
+        loss = _step(run, stage, plan, share)
         run.elapsed_minutes = clock.minutes()
         tell({"step": run.step, "share": round(share, 5), "minutes": round(run.elapsed_minutes, 3), "loss": loss})
         due = budget.save_every_steps and run.step % budget.save_every_steps == 0
-        if due or run.elapsed_minutes - last_save >= budget.save_every_minutes:
-            _validate_and_save(run, recipe, held_out, out, tell)
+        epoch_over = recipe.schedule == "plateau" and run.step % plan.epoch_steps == 0
+        if due or epoch_over or run.elapsed_minutes - last_save >= budget.save_every_minutes:
+            _validate_and_save(run, plan, out, tell, epoch_over=epoch_over)
             last_save = run.elapsed_minutes = clock.minutes()
-    _validate_and_save(run, recipe, held_out, out, tell)
+    _validate_and_save(run, plan, out, tell)
 
 
 class _Clock:
@@ -160,17 +224,17 @@ class _Clock:
         return (time.monotonic() - self._start) / 60.0
 
 
-def _step(run: Run, stage: Stage, recipe: Recipe, splits: list[Split], share: float) -> float:
-    image, mask = _batch(stage, recipe, splits, np.random.default_rng([recipe.seed, run.step]))
-    rate = min(1.0, share / recipe.warmup_share if recipe.warmup_share else 1.0) * (1.0 - share)
+def _step(run: Run, stage: Stage, plan: Plan, share: float) -> float:
+    recipe = plan.recipe
+    batch = _batch(stage, plan, np.random.default_rng([recipe.seed, run.step]))
     for group in run.optimizer.param_groups:
-        group["lr"] = group["peak_rate"] * max(rate, 0.01)
+        group["lr"] = group["peak_rate"] * _rate(run, recipe, share)
     run.network.train()
     if stage.freeze_batch_norm:
         _freeze_batch_norm(run.network)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = run.network(image)
-    loss = bce_dice(logits.float(), mask)
+        logits = run.network(batch.image)
+    loss = _loss(logits.float(), batch, recipe)
     if not math.isfinite(value := float(loss.detach())):
         raise ModelError(
             f"step {run.step}: the loss is {value}; the last save is kept. Lower the rates of the recipe and resume"
@@ -184,16 +248,54 @@ def _step(run: Run, stage: Stage, recipe: Recipe, splits: list[Split], share: fl
     return value
 
 
-def _batch(stage: Stage, recipe: Recipe, splits: list[Split], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    usable = [split for split in splits if split.training]
-    weights = np.array([split.source.weight for split in usable])
-    views = []
-    for number in rng.choice(len(usable), size=stage.batch, p=weights / weights.sum()):
-        training = usable[number].training
+def _rate(run: Run, recipe: Recipe, share: float) -> float:
+    if recipe.schedule == "plateau":
+        return 1.0 / run.rate_divisor
+    warmup = min(1.0, share / recipe.warmup_share) if recipe.warmup_share else 1.0
+    return max(warmup * (1.0 - share), 0.01)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Views: image and mask float32 (n, 1, side, side); ``outlined`` and ``positive`` bool (n,)."""
+
+    image: Tensor
+    mask: Tensor
+    outlined: Tensor
+    positive: Tensor
+
+
+def _batch(stage: Stage, plan: Plan, rng: np.random.Generator) -> Batch:
+    weights = np.array([split.source.weight for split in plan.splits])
+    items, views = [], []
+    for number in rng.choice(len(plan.splits), size=stage.batch, p=weights / weights.sum()):
+        training = plan.splits[number].training
         item = training[int(rng.integers(len(training)))]
-        views.append(augmented(item, stage.side, stage.zoom, recipe.opacity_probability, rng))
-    image = torch.stack([image for image, _ in views]).to(memory_format=torch.channels_last)
-    return image, torch.stack([mask for _, mask in views])
+        items.append(item)
+        if plan.recipe.augment:
+            views.append(augmented(item, stage.side, stage.zoom, plan.recipe.opacity_probability, rng))
+        else:
+            views.append(plain(item, stage.side))
+    mask = torch.stack([mask for _, mask in views])
+    outlined = torch.tensor([item.mask is not None for item in items])
+    return Batch(
+        image=torch.stack([image for image, _ in views]).to(memory_format=torch.channels_last),
+        mask=mask,
+        outlined=outlined,
+        positive=mask.flatten(1).any(dim=1) | ~outlined,
+    )
+
+
+def _loss(logits: Tensor, batch: Batch, recipe: Recipe) -> Tensor:
+    """The loss of pixels over outlined slices, and that of slices where no outline says more than the label."""
+    of_pixels = {"bce": bce, "bce_dice": bce_dice}[recipe.loss]
+    total = (
+        of_pixels(logits[batch.outlined], batch.mask[batch.outlined]) if batch.outlined.any() else logits.sum() * 0.0
+    )
+    judged = ~batch.outlined | ~batch.positive
+    if recipe.slice_loss and judged.any():
+        total = total + recipe.slice_loss * slice_loss(logits[judged], batch.positive[judged].float())
+    return total
 
 
 def _freeze_batch_norm(network: nn.Module) -> None:
@@ -214,25 +316,34 @@ def _update_average(run: Run, decay: float) -> None:
 
 
 def _validate_and_save(
-    run: Run, recipe: Recipe, held_out: list[TrainingSlice], out: Path, tell: Callable[[dict[str, Any]], None]
+    run: Run, plan: Plan, out: Path, tell: Callable[[dict[str, Any]], None], *, epoch_over: bool = False
 ) -> None:
-    mean_dice = validation_dice(run.average, held_out)
-    tell({"step": run.step, "validation_dice": mean_dice, "slices": len(held_out)})
+    mean_dice = validation_dice(run.average, plan.held_out)
+    better = mean_dice > run.best_dice or not plan.held_out
+    if epoch_over:
+        _decay_on_plateau(run, plan.recipe, better=better)
+    tell({"step": run.step, "validation_dice": mean_dice, "slices": len(plan.held_out), "divisor": run.rate_divisor})
     summary = {
         "steps": run.step,
         "minutes": round(run.elapsed_minutes, 1),
         "validation_dice": mean_dice,
-        "seed": recipe.seed,
+        "seed": plan.recipe.seed,
     }
     checkpoint = Checkpoint(run.average, Calibration(), summary)
-    if mean_dice >= run.best_dice:
+    if better:
         run.best_dice = mean_dice
-        save_checkpoint(out / "best.safetensors", checkpoint)
-    save_checkpoint(out / "last.safetensors", checkpoint)
+        save_checkpoint(out / BEST, checkpoint)
+    save_checkpoint(out / LAST, checkpoint)
     _save(run, out / "state.pt")
 
 
-def validation_dice(network: LesionUnet, slices: list[TrainingSlice]) -> float:
+def _decay_on_plateau(run: Run, recipe: Recipe, *, better: bool) -> None:
+    run.epochs_since_best = 0 if better else run.epochs_since_best + 1
+    if run.epochs_since_best > recipe.patience:
+        run.rate_divisor, run.epochs_since_best = run.rate_divisor * PLATEAU_DIVISOR, 0
+
+
+def validation_dice(network: LesionUnet, slices: Sequence[TrainingSlice]) -> float:
     """Mean dice over slices at the served size, pixel threshold 0.5; 0 when there is no slice."""
     network.eval()
     found = []
@@ -252,6 +363,8 @@ def _save(run: Run, path: Path) -> None:
         "step": run.step,
         "elapsed_minutes": run.elapsed_minutes,
         "best_dice": run.best_dice,
+        "epochs_since_best": run.epochs_since_best,
+        "rate_divisor": run.rate_divisor,
     }
     try:
         with published(path) as beside:
@@ -267,6 +380,7 @@ def _resume(run: Run, snapshot: Path) -> None:
         run.average.load_state_dict(state["average"])
         run.optimizer.load_state_dict(state["optimizer"])
         run.step, run.elapsed_minutes = state["step"], state["elapsed_minutes"]
-        run.best_dice = state["best_dice"]
+        run.best_dice, run.rate_divisor = state["best_dice"], state["rate_divisor"]
+        run.epochs_since_best = state["epochs_since_best"]
     except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{snapshot} can't be resumed: {error}; remove it to start anew") from error

@@ -12,6 +12,27 @@ DICE_SMOOTHING = 50.0
 """Pixels: keeps the dice of a batch with next to no lesion from dominating."""
 
 
+POOLED_SHARE = 0.003
+"""Of a slice's pixels: the strongest of them stand for the slice. Three times the least lesion that makes a slice
+positive.
+"""
+
+
+def bce(logits: Tensor, mask: Tensor) -> Tensor:
+    """Binary cross-entropy, the paper's loss; logits and mask float32 (n, 1, h, w)."""
+    return functional.binary_cross_entropy_with_logits(logits, mask)
+
+
+def slice_loss(logits: Tensor, positive: Tensor) -> Tensor:
+    """Binary cross-entropy of slices: a slice's logit is the mean of its strongest :data:`POOLED_SHARE` of pixels.
+
+    Logits float32 (n, 1, h, w), ``positive`` float32 (n,), 0 or 1.
+    """
+    strongest = max(1, round(POOLED_SHARE * logits[0].numel()))
+    pooled = logits.flatten(1).topk(strongest, dim=1).values.mean(dim=1)
+    return functional.binary_cross_entropy_with_logits(pooled, positive)
+
+
 def bce_dice(logits: Tensor, mask: Tensor) -> Tensor:
     """Binary cross-entropy plus soft dice over the whole batch; logits and mask float32 (n, 1, h, w)."""
     probability = torch.sigmoid(logits)
