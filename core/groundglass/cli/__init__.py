@@ -18,7 +18,7 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 from groundglass.cli.benching import bench
-from groundglass.cli.evaluating import evaluate
+from groundglass.cli.evaluating import evaluate, pool
 from groundglass.cli.exporting import export_app
 from groundglass.cli.models import models_app
 from groundglass.cli.planning import capacity
@@ -46,6 +46,7 @@ app.command(
 app.command(
     epilog="Example: groundglass evaluate --set export/evaluation/reference.toml --data data/ --server localhost:8001"
 )(evaluate)
+app.command(epilog="Example: groundglass pool fold_a.json fold_b.json")(pool)
 app.command(epilog="Example: groundglass bench --server localhost:8001 --out bench/")(bench)
 app.command(epilog="Example: groundglass capacity --studies-per-hour 60 --slices-per-s 500")(capacity)
 

@@ -19,7 +19,7 @@ from groundglass.tls import TlsSettings
 if TYPE_CHECKING:
     from groundglass.study import Study
     from groundglass_client.transport import Transport
-    from groundglass_export.evaluation import EvaluationReport, ModelIdentity, Predictions, Predictor
+    from groundglass_export.evaluation import EvaluationReport, ModelIdentity, PooledReport, Predictions, Predictor
     from groundglass_export.evaluation.prediction import DecodeHu
 
 REQUEST_TIMEOUT_S: Final = 900.0
@@ -65,6 +65,19 @@ def evaluate(
     ):
         found = evaluation.evaluate(sources, predictor, intake.decode_hu, advance)
     _print(evaluation.build_report(labelled, found), json_file)
+
+
+def pool(
+    reports: Annotated[list[Path], typer.Argument(help="Reports that groundglass evaluate --json wrote.")],
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Write the tables as JSON; - for stdout.")
+    ] = None,
+) -> None:
+    """Pool reports of a cross-validation: each model on the sources that it never saw, as one table."""
+    with extra("train"):
+        from groundglass_export.evaluation import pool_reports
+    _require_writable(json_file)
+    _print(pool_reports(reports), json_file)
 
 
 class ServedModel:
@@ -150,7 +163,7 @@ def _require_writable(json_file: str | None) -> None:
         raise SettingError(f"--json {path} can't be written: {error}") from error
 
 
-def _print(report: EvaluationReport, json_file: str | None) -> None:
+def _print(report: EvaluationReport | PooledReport, json_file: str | None) -> None:
     content = json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n"
     if json_file == "-":
         print(content, end="")

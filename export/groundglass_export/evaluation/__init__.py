@@ -8,6 +8,7 @@ here: who decodes slices and who answers are arguments.
 from groundglass_export.evaluation.evaluate import Evaluation, evaluate
 from groundglass_export.evaluation.labelled_set import LabelledSet, read_labelled_set
 from groundglass_export.evaluation.opening import Intake, LabelledScan, LabelledSource, opened_set, slice_total
+from groundglass_export.evaluation.pooling import PooledReport, pool_reports
 from groundglass_export.evaluation.prediction import ModelIdentity, Predictions, Predictor
 from groundglass_export.evaluation.report import EvaluationReport, build_report
 
@@ -19,11 +20,13 @@ __all__ = [
     "LabelledSet",
     "LabelledSource",
     "ModelIdentity",
+    "PooledReport",
     "Predictions",
     "Predictor",
     "build_report",
     "evaluate",
     "opened_set",
+    "pool_reports",
     "read_labelled_set",
     "slice_total",
 ]

@@ -27,7 +27,7 @@ _DIGEST_SHOWN: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class EvaluationFigures:
     """The figures of a source, or of several: ``seen`` says what training saw of them, ``various`` if it differs."""
 
     name: str
@@ -46,8 +46,8 @@ class EvaluationReport:
 
     labelled: LabelledSet
     evaluation: Evaluation
-    sources: tuple[Row, ...]
-    overall: tuple[Row, ...]
+    sources: tuple[EvaluationFigures, ...]
+    overall: tuple[EvaluationFigures, ...]
     notes: tuple[str, ...]
     created: str
 
@@ -84,8 +84,8 @@ class EvaluationReport:
             "positive_run": POSITIVE_RUN,
             "confidence": CONFIDENCE,
             "interval_methods": dict(METHODS),
-            "sources": [_row(row) for row in self.sources],
-            "overall": [_row(row) for row in self.overall],
+            "sources": [figures_to_json(row) for row in self.sources],
+            "overall": [figures_to_json(row) for row in self.overall],
             "scans": [asdict(scan) for scan in self.evaluation.scans],
             "slices": [{**asdict(item), "dice": _rounded(item.dice)} for item in self.evaluation.slices],
             "notes": list(self.notes),
@@ -106,17 +106,17 @@ def build_report(labelled: LabelledSet, evaluation: Evaluation) -> EvaluationRep
     )
 
 
-def _overall(sources: Sequence[SetSource], evaluation: Evaluation) -> Iterator[Row]:
+def _overall(sources: Sequence[SetSource], evaluation: Evaluation) -> Iterator[EvaluationFigures]:
     unseen = [source for source in sources if source.seen == NEVER]
     if 0 < len(unseen) < len(sources):
         yield _figures("all never seen", unseen, evaluation)
     yield _figures("all", sources, evaluation)
 
 
-def _figures(name: str, sources: Sequence[SetSource], evaluation: Evaluation) -> Row:
+def _figures(name: str, sources: Sequence[SetSource], evaluation: Evaluation) -> EvaluationFigures:
     names = {source.name for source in sources}
     slices = [item for item in evaluation.slices if item.source in names]
-    return Row(
+    return EvaluationFigures(
         name=name,
         kind=kind_of(sources[0]) if len(sources) == 1 else "various",
         seen=sources[0].seen if len({source.seen for source in sources}) == 1 else "various",
@@ -137,7 +137,8 @@ def _notes(labelled: LabelledSet, evaluation: Evaluation) -> Iterator[str]:
         yield f"versions {model.version} of the model answered: these are the figures of neither"
 
 
-def _row(row: Row) -> dict[str, Any]:
+def figures_to_json(row: EvaluationFigures) -> dict[str, Any]:
+    """A row of the tables, as plain JSON values."""
     return {
         "name": row.name,
         "kind": row.kind,
