@@ -53,6 +53,8 @@ class Checkpoint:
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write FP16 safetensors with its metadata; the file at ``path`` is replaced only once the new one is whole.
 
+    A batch norm's variances beyond what FP16 holds stay in FP32.
+
     Raises CheckpointError when a weight is not finite in FP16, or when the file can't be written (a full disk).
     """
     tensors = {key: _half(key, tensor) for key, tensor in checkpoint.network.state_dict().items()}
@@ -92,6 +94,8 @@ def _half(key: str, tensor: Tensor) -> Tensor:
         return tensor.detach().clone()
     half = tensor.detach().to(torch.float16).contiguous()
     if not bool(torch.isfinite(half).all()):
+        if key.endswith(".running_var") and bool(torch.isfinite(tensor).all()):
+            return tensor.detach().clone()  # a variance may pass 65504; exports fold it into the weights in FP32
         raise CheckpointError(f"{key} holds values that FP16 can't: the largest is {float(tensor.abs().max()):g}")
     return half
 

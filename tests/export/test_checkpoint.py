@@ -95,6 +95,18 @@ def test_a_weight_beyond_fp16_leaves_the_old_file(checkpoint_file: Path, tmp_pat
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_variance_beyond_fp16_is_kept(tmp_path: Path) -> None:
+    """A batch norm's variance that FP16 can't hold comes back as it was; other tensors of the file are FP16."""
+    network = LesionUnet()
+    variance = network.decoder.blocks[0].conv1[1].running_var
+    assert isinstance(variance, torch.Tensor)
+    variance[3] = 95_122.875
+    save_checkpoint(tmp_path / "x.safetensors", Checkpoint(network, Calibration()))
+    state = load_checkpoint(tmp_path / "x.safetensors").network.state_dict()
+    assert torch.equal(state["decoder.blocks.0.conv1.1.running_var"], variance)
+    assert (tmp_path / "x.safetensors").stat().st_size < 2.1 * sum(tensor.numel() for tensor in state.values())
+
+
 @pytest.mark.parametrize("name", ["absent.safetensors", "weights.bin.gz"])
 def test_no_checkpoint(name: str, tmp_path: Path) -> None:
     """A missing file and an unknown format are refused by name."""
