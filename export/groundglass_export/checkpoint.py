@@ -57,7 +57,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
     Raises CheckpointError when a weight is not finite in FP16, or when the file can't be written (a full disk).
     """
-    tensors = {key: _half(key, tensor) for key, tensor in checkpoint.network.state_dict().items()}
+    tensors = {key: _half(key, tensor.cpu()) for key, tensor in checkpoint.network.state_dict().items()}
     metadata = {
         "format": FORMAT,
         "calibration": json.dumps(checkpoint.calibration.as_dict(), sort_keys=True),

@@ -184,6 +184,13 @@ def test_a_training_goes_on_from_a_checkpoint(image_root: Path, tmp_path: Path) 
         assert torch.equal(tensor, expected[key]), key
 
 
+def test_a_device_that_is_not_there(image_root: Path, tmp_path: Path) -> None:
+    """A device that torch does not have is refused by name, before any work."""
+    with pytest.raises(SettingError, match="device cuda:99"):
+        train(RECIPE, image_root, tmp_path / "out", Budget(steps=1), device="cuda:99")
+    assert not (tmp_path / "out").exists()
+
+
 def test_empty_masks_are_refused(tmp_path: Path) -> None:
     """Masks that hold no lesion pixel at all, as where they hold 0 and 1, are refused by folder."""
     for folder, grey in (("images", 90), ("masks", 1)):

@@ -25,6 +25,7 @@ def train(
     imagenet: Annotated[
         Path | None, typer.Option(help="Keras Xception weights as .npz for the encoder; random without it.")
     ] = None,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu. Default: the GPU, where there is one.")] = None,
     start: Annotated[Path | None, typer.Option(help="Checkpoint to start from, instead of --imagenet.")] = None,
 ) -> None:
     """Train the network; print the path of the best checkpoint."""
@@ -42,5 +43,6 @@ def train(
             imagenet,
             lambda line: show(int(100 * line["share"])) if "share" in line else None,
             start,
+            device,
         )
     print(best)

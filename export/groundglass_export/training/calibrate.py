@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from groundglass.contract import IMAGE_SIDE
 from groundglass.errors import SettingError
@@ -30,18 +31,25 @@ class Scores:
     dice: NDArray[np.float64]
 
 
+def logits_of(network: LesionUnet, image: Tensor) -> NDArray[np.float32]:
+    """Logits float32 (1, rows, cols) of an image float32 (1, rows, cols), where the network is, under bf16 autocast."""
+    network.eval()
+    device = next(network.parameters()).device
+    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16):
+        logits = network(image[None].to(device=device, memory_format=torch.channels_last))
+    return np.asarray(logits[0].float().cpu().numpy())
+
+
 def score(network: LesionUnet, slices: Sequence[TrainingSlice]) -> Scores:
     """Lesion pixels and dice of each slice at the served size, under bf16 autocast."""
-    network.eval()
     cuts = [logit(threshold) for threshold in THRESHOLDS]
     pixels, overlaps = [], []
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        for item in slices:
-            image, mask = plain(item, IMAGE_SIDE)
-            logits = network(image[None].to(memory_format=torch.channels_last)).float().numpy()[0]
-            expected = mask.numpy() >= 0.5
-            pixels.append([int((logits >= cut).sum()) for cut in cuts])
-            overlaps.append([dice(logits >= cut, expected) for cut in cuts])
+    for item in slices:
+        image, mask = plain(item, IMAGE_SIDE)
+        logits = logits_of(network, image)
+        expected = mask.numpy() >= 0.5
+        pixels.append([int((logits >= cut).sum()) for cut in cuts])
+        overlaps.append([dice(logits >= cut, expected) for cut in cuts])
     return Scores(np.array(pixels, dtype=np.int64), np.array(overlaps, dtype=np.float64))
 
 

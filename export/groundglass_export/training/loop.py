@@ -25,7 +25,7 @@ from groundglass_export.calibration import Calibration
 from groundglass_export.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from groundglass_export.network import STRIDE, LesionUnet
 from groundglass_export.training.augment import augmented, plain
-from groundglass_export.training.calibrate import calibrated
+from groundglass_export.training.calibrate import calibrated, logits_of
 from groundglass_export.training.imagenet import load_imagenet
 from groundglass_export.training.loss import bce, bce_dice, dice, slice_loss
 from groundglass_export.training.recipe import Recipe, Stage
@@ -61,6 +61,7 @@ class Run:
     network: LesionUnet
     average: LesionUnet
     optimizer: torch.optim.Optimizer
+    device: torch.device
     step: int = 0
     elapsed_minutes: float = 0.0
     best_dice: float = -1.0
@@ -93,17 +94,20 @@ def train(
     imagenet: Path | None = None,
     report: Callable[[dict[str, Any]], None] = lambda line: None,
     start: Path | None = None,
+    device: str | None = None,
 ) -> Path:
     """Train, and return the path of the best checkpoint (``out/best.safetensors``; beside it ``last.safetensors``).
 
     The best checkpoint is calibrated on what is held out for validation (see ``calibrate``). The network starts from
     the checkpoint ``start``, or with an encoder from ``imagenet``, or at random. Continues when ``out`` holds an
-    interrupted training. Every step's and validation's figures are appended to ``out/metrics.jsonl`` and given to
-    ``report``. Raises ModelError when the loss is not finite (the files of the last save stay), SettingError for
-    unusable data, CheckpointError for weights that can't be read or written.
+    interrupted training. ``device`` is torch's, by default the GPU where there is one. Every step's and validation's
+    figures are appended to ``out/metrics.jsonl`` and given to ``report``.
+
+    Raises ModelError when the loss is not finite (the files of the last save stay), SettingError for unusable data or a
+    device that is not there, CheckpointError for weights that can't be read or written.
     """
     plan = _plan(recipe, data_root, budget)
-    run = _start(recipe, out, imagenet, start)
+    run = _start(recipe, out, imagenet, start, _device(device))
     try:
         out.mkdir(parents=True, exist_ok=True)
         metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
@@ -121,7 +125,7 @@ def train(
 
         _steps(run, plan, out, tell)
         best = load_checkpoint(out / BEST)
-        calibration = calibrated(best.network, plan.calibrating)
+        calibration = calibrated(best.network.to(run.device), plan.calibrating)
         if calibration is not None:
             tell({"step": run.step, "calibration": calibration.as_dict()})
             save_checkpoint(out / BEST, replace(best, calibration=calibration))
@@ -169,7 +173,16 @@ def _check(recipe: Recipe) -> None:
         raise SettingError(f"the last stage ends at {recipe.stages[-1].until:g} of the training; expected 1.0")
 
 
-def _start(recipe: Recipe, out: Path, imagenet: Path | None, start: Path | None) -> Run:
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingError(f"device {name}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _start(recipe: Recipe, out: Path, imagenet: Path | None, start: Path | None, device: torch.device) -> Run:
     torch.manual_seed(recipe.seed)
     network = LesionUnet() if start is None else load_checkpoint(start).network
     if imagenet is not None:
@@ -179,8 +192,8 @@ def _start(recipe: Recipe, out: Path, imagenet: Path | None, start: Path | None)
     average = LesionUnet()
     average.load_state_dict(network.state_dict())
     for model in (network, average):
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast here
-    run = Run(network, average, _optimizer(network, recipe))
+        model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on CPUs
+    run = Run(network, average, _optimizer(network, recipe), device)
     snapshot = out / "state.pt"
     if snapshot.exists():
         _resume(run, snapshot)
@@ -226,13 +239,13 @@ class _Clock:
 
 def _step(run: Run, stage: Stage, plan: Plan, share: float) -> float:
     recipe = plan.recipe
-    batch = _batch(stage, plan, np.random.default_rng([recipe.seed, run.step]))
+    batch = _batch(stage, plan, np.random.default_rng([recipe.seed, run.step])).to(run.device)
     for group in run.optimizer.param_groups:
         group["lr"] = group["peak_rate"] * _rate(run, recipe, share)
     run.network.train()
     if stage.freeze_batch_norm:
         _freeze_batch_norm(run.network)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(run.device.type, dtype=torch.bfloat16):
         logits = run.network(batch.image)
     loss = _loss(logits.float(), batch, recipe)
     if not math.isfinite(value := float(loss.detach())):
@@ -263,6 +276,10 @@ class Batch:
     mask: Tensor
     outlined: Tensor
     positive: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(*(tensor.to(device) for tensor in (self.image, self.mask, self.outlined, self.positive)))
 
 
 def _batch(stage: Stage, plan: Plan, rng: np.random.Generator) -> Batch:
@@ -345,13 +362,10 @@ def _decay_on_plateau(run: Run, recipe: Recipe, *, better: bool) -> None:
 
 def validation_dice(network: LesionUnet, slices: Sequence[TrainingSlice]) -> float:
     """Mean dice over slices at the served size, pixel threshold 0.5; 0 when there is no slice."""
-    network.eval()
     found = []
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        for item in slices:
-            image, mask = plain(item, VALIDATION_SIDE)
-            logits = network(image[None].to(memory_format=torch.channels_last))[0]
-            found.append(dice(logits.float().numpy() >= 0.0, mask.numpy() >= 0.5))
+    for item in slices:
+        image, mask = plain(item, VALIDATION_SIDE)
+        found.append(dice(logits_of(network, image) >= 0.0, mask.numpy() >= 0.5))
     return float(np.mean(found)) if found else 0.0
 
 
