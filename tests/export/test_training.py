@@ -58,6 +58,7 @@ def test_resumed_training_equals_an_uninterrupted_one(image_root: Path, tmp_path
     expected = load_checkpoint(at_once).network.state_dict()
     for key, tensor in load_checkpoint(resumed).network.state_dict().items():
         assert torch.equal(tensor, expected[key]), key
+    assert [load_checkpoint(path).training["steps"] for path in (at_once, resumed)] == [2, 2]
     lines = [json.loads(line) for line in (halves / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["step"] for line in lines if "loss" in line][-1] == 2
 
@@ -88,6 +89,16 @@ def test_a_plateau_divides_the_rates(image_root: Path, tmp_path: Path, monkeypat
     assert max(int(str(line["step"])) for line in lines) == 6 * 2
 
 
+def test_a_resumed_training_knows_its_best(image_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worse validation after a resume leaves the best checkpoint of before."""
+    recipe = replace(RECIPE, sources=(replace(SOURCE, validation_scans=(1,)),))
+    for steps, found in ((1, 0.5), (2, 0.4), (3, 0.6)):
+        monkeypatch.setattr(loop, "validation_dice", lambda network, slices, found=found: found)
+        best = load_checkpoint(train(recipe, image_root, tmp_path, Budget(steps=steps)))
+        assert best.training["steps"] == (1 if steps < 3 else 3)
+    assert load_checkpoint(tmp_path / "last.safetensors").training["steps"] == 3
+
+
 def test_a_disk_that_is_full_keeps_the_last_good_checkpoint(image_root: Path, tmp_path: Path) -> None:
     """A save that does not fit ends the training by name of the file; the checkpoints of the save before it read."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -100,7 +111,7 @@ def test_a_disk_that_is_full_keeps_the_last_good_checkpoint(image_root: Path, tm
             resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
 
     try:
-        with pytest.raises(CheckpointError, match=r"safetensors was not written: .*kept"):
+        with pytest.raises(CheckpointError, match=r"state\.pt was not written: .*kept"):
             train(RECIPE, image_root, tmp_path, Budget(steps=3, save_every_steps=1), report=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -240,7 +251,7 @@ def test_a_mask_of_another_size_is_refused(image_root: Path, tmp_path: Path) -> 
 
 def test_reference_recipe_holds_scans_out() -> None:
     """The shipped checkpoint's recipes neither train on P001 nor on the held-out lesion scans."""
-    for name in ("first.toml", "reference.toml"):
+    for name in ("first.toml", "second.toml", "reference.toml"):
         recipe = read_recipe(RECIPES / name)
         assert not any("P001" in source.folder for source in recipe.sources)
         assert recipe.sources[0].validation_scans == (5, 7, 8)

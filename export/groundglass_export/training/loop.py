@@ -36,6 +36,7 @@ VALIDATION_SIDE = 512
 
 BEST = "best.safetensors"
 LAST = "last.safetensors"
+STATE = "state.pt"
 
 GRADIENT_NORM = 5.0
 PLATEAU_DIVISOR = 10.0
@@ -194,9 +195,10 @@ def _start(recipe: Recipe, out: Path, imagenet: Path | None, start: Path | None,
     for model in (network, average):
         model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on CPUs
     run = Run(network, average, _optimizer(network, recipe), device)
-    snapshot = out / "state.pt"
-    if snapshot.exists():
-        _resume(run, snapshot)
+    if (out / STATE).exists():
+        _resume(run, out / STATE)
+        if (out / BEST).exists():  # written after the state, which knows of the best before it only
+            run.best_dice = max(run.best_dice, float(load_checkpoint(out / BEST).training["validation_dice"]))
     return run
 
 
@@ -347,11 +349,11 @@ def _validate_and_save(
         "seed": plan.recipe.seed,
     }
     checkpoint = Checkpoint(run.average, Calibration(), summary)
+    _save(run, out / STATE)  # first: whatever happens to a checkpoint, the training goes on from here
     if better:
         run.best_dice = mean_dice
         save_checkpoint(out / BEST, checkpoint)
     save_checkpoint(out / LAST, checkpoint)
-    _save(run, out / "state.pt")
 
 
 def _decay_on_plateau(run: Run, recipe: Recipe, *, better: bool) -> None:
