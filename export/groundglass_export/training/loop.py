@@ -99,7 +99,7 @@ def train(
 ) -> Path:
     """Train, and return the path of the best checkpoint (``out/best.safetensors``; beside it ``last.safetensors``).
 
-    The best checkpoint is calibrated on what is held out for validation (see ``calibrate``). The network starts from
+    Both checkpoints are calibrated on what is held out for validation (see ``calibrate``). The network starts from
     the checkpoint ``start``, or with an encoder from ``imagenet``, or at random. Continues when ``out`` holds an
     interrupted training. ``device`` is torch's, by default the GPU where there is one. Every step's and validation's
     figures are appended to ``out/metrics.jsonl`` and given to ``report``.
@@ -125,11 +125,12 @@ def train(
             report(line)
 
         _steps(run, plan, out, tell)
-        best = load_checkpoint(out / BEST)
-        calibration = calibrated(best.network.to(run.device), plan.calibrating)
-        if calibration is not None:
-            tell({"step": run.step, "calibration": calibration.as_dict()})
-            save_checkpoint(out / BEST, replace(best, calibration=calibration))
+        for name in (BEST, LAST):
+            checkpoint = load_checkpoint(out / name)
+            calibration = calibrated(checkpoint.network.to(run.device), plan.calibrating)
+            if calibration is not None:
+                tell({"step": run.step, "checkpoint": name, "calibration": calibration.as_dict()})
+                save_checkpoint(out / name, replace(checkpoint, calibration=calibration))
     return out / BEST
 
 
