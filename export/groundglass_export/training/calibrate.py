@@ -40,6 +40,15 @@ def logits_of(network: LesionUnet, image: Tensor) -> NDArray[np.float32]:
     return np.asarray(logits[0].float().cpu().numpy())
 
 
+def validation_dice(network: LesionUnet, slices: Sequence[TrainingSlice]) -> float:
+    """Mean dice over slices at the served size, pixel threshold 0.5; 0 when there is no slice."""
+    found = []
+    for item in slices:
+        image, mask = plain(item, IMAGE_SIDE)
+        found.append(dice(logits_of(network, image) >= 0.0, mask.numpy() >= 0.5))
+    return float(np.mean(found)) if found else 0.0
+
+
 def score(network: LesionUnet, slices: Sequence[TrainingSlice]) -> Scores:
     """Lesion pixels and dice of each slice at the served size, under bf16 autocast."""
     cuts = [logit(threshold) for threshold in THRESHOLDS]

@@ -25,14 +25,11 @@ from groundglass_export.calibration import Calibration
 from groundglass_export.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from groundglass_export.network import STRIDE, LesionUnet
 from groundglass_export.training.augment import augmented, plain
-from groundglass_export.training.calibrate import calibrated, logits_of
+from groundglass_export.training.calibrate import calibrated, validation_dice
 from groundglass_export.training.imagenet import load_imagenet
-from groundglass_export.training.loss import bce, bce_dice, dice, slice_loss
+from groundglass_export.training.loss import bce, bce_dice, slice_loss
 from groundglass_export.training.recipe import Recipe, Stage
 from groundglass_export.training.slices import Split, TrainingSlice, read_source
-
-VALIDATION_SIDE = 512
-"""Pixels: the size that is served."""
 
 BEST = "best.safetensors"
 LAST = "last.safetensors"
@@ -361,15 +358,6 @@ def _decay_on_plateau(run: Run, recipe: Recipe, *, better: bool) -> None:
     run.epochs_since_best = 0 if better else run.epochs_since_best + 1
     if run.epochs_since_best > recipe.patience:
         run.rate_divisor, run.epochs_since_best = run.rate_divisor * PLATEAU_DIVISOR, 0
-
-
-def validation_dice(network: LesionUnet, slices: Sequence[TrainingSlice]) -> float:
-    """Mean dice over slices at the served size, pixel threshold 0.5; 0 when there is no slice."""
-    found = []
-    for item in slices:
-        image, mask = plain(item, VALIDATION_SIDE)
-        found.append(dice(logits_of(network, image) >= 0.0, mask.numpy() >= 0.5))
-    return float(np.mean(found)) if found else 0.0
 
 
 def _save(run: Run, path: Path) -> None:

@@ -174,7 +174,5 @@ def _build(kind: type[T], table: Mapping[str, Any], path: Path) -> T:
         )
     try:
         return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
-    except TypeError as error:
-        raise SettingError(f"recipe {path}: {error}") from error
-    except SettingError as error:
+    except (TypeError, SettingError) as error:
         raise SettingError(f"recipe {path}: {error}") from error
