@@ -1,12 +1,14 @@
-"""Networks of the full size with random weights: what export and checkpoints are tried on."""
+"""Networks of the full size with random weights, and a few small images to train on."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 from groundglass_export.calibration import Calibration
 from groundglass_export.checkpoint import Checkpoint, save_checkpoint
@@ -48,3 +50,19 @@ def shipped_unet(fp32_repository: Path) -> onnx.ModelProto:
 def half_unet(shipped_unet: onnx.ModelProto) -> HalfModel:
     """The same in FP16."""
     return to_half(shipped_unet)
+
+
+@pytest.fixture(scope="session")
+def image_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six 8-bit images of two scans, numbered 0-4 and 10-14, each with a bright square that is its lesion."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (root / folder).mkdir()
+    for number in (0, 2, 4, 10, 12, 14):
+        mask = np.zeros((64, 64), dtype=np.uint8)
+        mask[20:40, 16:32] = 255
+        image = rng.integers(0, 90, mask.shape).astype(np.uint8) + mask // 2
+        Image.fromarray(image).save(root / "images" / f"{number:04d}.png")
+        Image.fromarray(mask).save(root / "masks" / f"{number:04d}.png")
+    return root

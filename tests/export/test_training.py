@@ -32,22 +32,6 @@ SOURCE = Source("masked_images", "images", masks="masks", scan_starts=(0, 10))
 RECIPE = Recipe((SOURCE,), (Stage(1.0, 32, 2, (0.8, 1.2)),))
 
 
-@pytest.fixture(scope="module")
-def image_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six 8-bit images of two scans, numbered 0-4 and 10-14, each with a bright square that is its lesion."""
-    root = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for folder in ("images", "masks"):
-        (root / folder).mkdir()
-    for number in (0, 2, 4, 10, 12, 14):
-        mask = np.zeros((64, 64), dtype=np.uint8)
-        mask[20:40, 16:32] = 255
-        image = rng.integers(0, 90, mask.shape).astype(np.uint8) + mask // 2
-        Image.fromarray(image).save(root / "images" / f"{number:04d}.png")
-        Image.fromarray(mask).save(root / "masks" / f"{number:04d}.png")
-    return root
-
-
 def test_resumed_training_equals_an_uninterrupted_one(image_root: Path, tmp_path: Path) -> None:
     """Two steps in two goes give the weights of two steps at once, and the metrics file holds both steps."""
     at_once = train(RECIPE, image_root, tmp_path / "once", Budget(steps=2))

@@ -22,6 +22,9 @@ def train(
     minutes: Annotated[
         float | None, typer.Option(min=0.0, help="Stop after so long. Default: when the recipe's epochs are over.")
     ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many steps, on whatever machine: the same every time.")
+    ] = None,
     imagenet: Annotated[
         Path | None, typer.Option(help="Keras Xception weights as .npz for the encoder; random without it.")
     ] = None,
@@ -39,7 +42,7 @@ def train(
             read_recipe(recipe),
             data,
             out,
-            Budget(minutes=math.inf if minutes is None else minutes),
+            Budget(math.inf if minutes is None else minutes, steps),
             imagenet,
             lambda line: show(int(100 * line["share"])) if "share" in line else None,
             start,

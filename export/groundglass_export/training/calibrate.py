@@ -17,6 +17,7 @@ from groundglass_export.graphs import logit
 from groundglass_export.network import LesionUnet
 from groundglass_export.training.augment import plain
 from groundglass_export.training.loss import dice
+from groundglass_export.training.precision import mixed_precision
 from groundglass_export.training.slices import TrainingSlice
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -32,10 +33,10 @@ class Scores:
 
 
 def logits_of(network: LesionUnet, image: Tensor) -> NDArray[np.float32]:
-    """Logits float32 (1, rows, cols) of an image float32 (1, rows, cols), where the network is, under bf16 autocast."""
+    """Logits float32 (1, rows, cols) of an image float32 (1, rows, cols), where the network is."""
     network.eval()
     device = next(network.parameters()).device
-    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16):
+    with torch.inference_mode(), mixed_precision(device):
         logits = network(image[None].to(device=device, memory_format=torch.channels_last))
     return np.asarray(logits[0].float().cpu().numpy())
 
@@ -50,7 +51,7 @@ def validation_dice(network: LesionUnet, slices: Sequence[TrainingSlice]) -> flo
 
 
 def score(network: LesionUnet, slices: Sequence[TrainingSlice]) -> Scores:
-    """Lesion pixels and dice of each slice at the served size, under bf16 autocast."""
+    """Lesion pixels and dice of each slice at the served size."""
     cuts = [logit(threshold) for threshold in THRESHOLDS]
     pixels, overlaps = [], []
     for item in slices:

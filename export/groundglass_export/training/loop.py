@@ -27,8 +27,10 @@ from groundglass_export.network import STRIDE, LesionUnet
 from groundglass_export.training.augment import augmented, plain
 from groundglass_export.training.calibrate import calibrated, validation_dice
 from groundglass_export.training.imagenet import load_imagenet
-from groundglass_export.training.loss import bce, bce_dice, slice_loss
+from groundglass_export.training.loss import bce, bce_dice, logit_penalty, slice_loss
+from groundglass_export.training.precision import mixed_precision
 from groundglass_export.training.recipe import Recipe, Stage
+from groundglass_export.training.rounding import forward_in_int8
 from groundglass_export.training.slices import Split, TrainingSlice, read_source
 
 BEST = "best.safetensors"
@@ -245,8 +247,8 @@ def _step(run: Run, stage: Stage, plan: Plan, share: float) -> float:
     run.network.train()
     if stage.freeze_batch_norm:
         _freeze_batch_norm(run.network)
-    with torch.autocast(run.device.type, dtype=torch.bfloat16):
-        logits = run.network(batch.image)
+    with mixed_precision(run.device):
+        logits = forward_in_int8(run.network, batch.image) if stage.int8 else run.network(batch.image)
     loss = _loss(logits.float(), batch, recipe)
     if not math.isfinite(value := float(loss.detach())):
         raise ModelError(
@@ -312,6 +314,8 @@ def _loss(logits: Tensor, batch: Batch, recipe: Recipe) -> Tensor:
     judged = ~batch.outlined | ~batch.positive
     if recipe.slice_loss and judged.any():
         total = total + recipe.slice_loss * slice_loss(logits[judged], batch.positive[judged].float())
+    if recipe.logit_bound:
+        total = total + logit_penalty(logits, recipe.logit_bound)
     return total
 
 

@@ -91,6 +91,7 @@ class Stage:
 
     ``until`` is the share of the whole training at which it ends. ``zoom`` bounds the scale augmentation: at 1.0 the
     slice fills the image. ``freeze_batch_norm`` keeps the running statistics, which small batches would spoil.
+    ``int8`` rounds weights and activations as an INT8 graph does; see ``rounding``.
     """
 
     until: float = 1.0
@@ -98,6 +99,7 @@ class Stage:
     batch: int = 4
     zoom: tuple[float, float] = (1.0, 1.0)
     freeze_batch_norm: bool = False
+    int8: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ class Recipe:
 
     - ``loss``: of pixels, ``bce`` or ``bce_dice``. ``slice_loss`` is the weight of the loss of slices without lesion
       and of slices whose label is all that is known; 0 leaves the latter out.
+    - ``logit_bound``: logits beyond it, either way, cost what ``loss.logit_penalty`` says; 0 for no bound.
     - ``optimizer``: ``adam`` or ``adamw``, with a rate for the encoder and one for the rest.
     - ``schedule``: ``plateau`` validates after each epoch, and divides the rates by ten when the validation's dice has
       not improved for ``patience`` epochs; ``linear`` warms up for ``warmup_share`` of the training, then falls to 0.
@@ -121,6 +124,7 @@ class Recipe:
     seed: int = 17
     loss: str = "bce"
     slice_loss: float = 0.0
+    logit_bound: float = 0.0
     optimizer: str = "adam"
     encoder_rate: float = 1e-4
     decoder_rate: float = 1e-4
@@ -140,9 +144,9 @@ class Recipe:
                 raise SettingError(f"{key} = {getattr(self, key)!r}, expected one of {', '.join(known)}")
         if self.opacity_probability and not self.augment:
             raise SettingError("opacity_probability is set, but augment = false leaves slices as they are")
-        for key, least in (("encoder_rate", 0.0), ("decoder_rate", 0.0), ("slice_loss", 0.0), ("weight_decay", 0.0)):
-            if not getattr(self, key) >= least:
-                raise SettingError(f"{key} = {getattr(self, key):g}, expected {least:g} or more")
+        for key in ("encoder_rate", "decoder_rate", "slice_loss", "logit_bound", "weight_decay"):
+            if not getattr(self, key) >= 0.0:
+                raise SettingError(f"{key} = {getattr(self, key):g}, expected 0 or more")
         for key in ("epochs", "patience", "validation_stride"):
             if getattr(self, key) < 1:
                 raise SettingError(f"{key} = {getattr(self, key)}, expected at least 1")
