@@ -23,7 +23,7 @@ from groundglass_export.evaluation.truth import (
     read_slice_labels,
     served_size,
 )
-from groundglass_export.publications import publication
+from groundglass_export.file_names import publication
 from groundglass_export.training.augment import plain
 from groundglass_export.training.slices import TrainingSlice
 

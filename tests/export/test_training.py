@@ -15,8 +15,8 @@ from PIL import Image
 
 from groundglass.errors import CheckpointError, ModelError, SettingError
 from groundglass_export.checkpoint import load_checkpoint
+from groundglass_export.file_names import fold_of
 from groundglass_export.network import XceptionEncoder
-from groundglass_export.publications import fold_of
 from groundglass_export.training import loop
 from groundglass_export.training.augment import augmented, equalise, plain
 from groundglass_export.training.calibrate import THRESHOLDS, Scores, choose_calibration
@@ -186,12 +186,15 @@ def test_a_device_that_is_not_there(image_root: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_empty_masks_are_refused(tmp_path: Path) -> None:
-    """Masks that hold no lesion pixel at all, as where they hold 0 and 1, are refused by folder."""
-    for folder, grey in (("images", 90), ("masks", 1)):
+@pytest.mark.parametrize(
+    ("grey", "words"), [(0, "masks: no mask holds a lesion pixel"), (1, r"0001\.png: a mask with greys up to 1")]
+)
+def test_empty_masks_are_refused(grey: int, words: str, tmp_path: Path) -> None:
+    """Masks without a lesion pixel are refused by folder; one of zeros and ones, which looks like that, by name."""
+    for folder, value in (("images", 90), ("masks", grey)):
         (tmp_path / folder).mkdir()
-        Image.new("L", (64, 64), grey).save(tmp_path / folder / "0001.png")
-    with pytest.raises(SettingError, match=r"masks: no mask holds a lesion pixel"):
+        Image.new("L", (64, 64), value).save(tmp_path / folder / "0001.png")
+    with pytest.raises(SettingError, match=words):
         read_source(SOURCE, tmp_path)
 
 
@@ -229,7 +232,7 @@ def test_a_mask_of_another_size_is_refused(image_root: Path, tmp_path: Path) -> 
     for folder, side in (("images", 64), ("masks", 32)):
         (tmp_path / folder).mkdir()
         Image.new("L", (side, side)).save(tmp_path / folder / "0001.png")
-    with pytest.raises(SettingError, match=r"0001\.png: image \(64, 64\), but its mask is \(32, 32\)"):
+    with pytest.raises(SettingError, match=r"0001\.png: a mask of 32 x 32 for an image of 64 x 64"):
         read_source(SOURCE, tmp_path)
 
 

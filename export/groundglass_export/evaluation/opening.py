@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import bisect
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +23,7 @@ from groundglass_export.evaluation.labelled_set import (
     SetSource,
 )
 from groundglass_export.evaluation.truth import labels_in_order, read_mask, read_slice_labels, served_size
-from groundglass_export.publications import fold_of, publication
-
-_PICTURES: Final = frozenset({".png", ".jpg", ".jpeg"})
+from groundglass_export.file_names import PICTURES, fold_of, publication, running_number, scan_of
 
 
 class Intake(Protocol):
@@ -111,13 +108,13 @@ def _one_group(source: SetSource, study: Study) -> tuple[str, ...]:
 def _masked_scans(source: MaskedImages, root: Path, intake: Intake) -> Iterator[LabelledScan]:
     files: dict[int, list[Path]] = {}
     for path in _pictures(root / source.folder):
-        files.setdefault(_scan_of(path, source.scan_starts), []).append(path)
+        files.setdefault(scan_of(path, source.scan_starts), []).append(path)
     for scan in source.scans or range(len(source.scan_starts)):
         if scan not in files:
             raise SettingError(
                 f"{root / source.folder}: no image of scan {scan}, which starts at {source.scan_starts[scan]}"
             )
-        study = _picture_study(root / source.folder, sorted(files[scan], key=_number), intake)
+        study = _picture_study(root / source.folder, sorted(files[scan], key=running_number), intake)
         masks = [_served_mask(root / source.masks / item.file, item) for item in study.slices]
         name = f"{source.name} scan {scan}"
         yield LabelledScan(
@@ -160,7 +157,7 @@ def _pictures(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise SettingError(f"{folder}: no such folder; the labelled set names it as a folder of images")
     files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    if others := sorted(path.name for path in files if path.suffix.lower() not in _PICTURES):
+    if others := sorted(path.name for path in files if path.suffix.lower() not in PICTURES):
         raise SettingError(f"{folder}: {others[0]} is neither PNG nor JPEG; a folder of the set holds images only")
     if not files:
         raise SettingError(f"{folder}: no PNG or JPEG image found")
@@ -178,12 +175,3 @@ def _picture_study(root: Path, files: Sequence[Path], intake: Intake) -> Study:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name.lower())]
-
-
-def _number(path: Path) -> int:
-    """The running number in a file name, as the trainer reads it."""
-    return int("".join(re.findall(r"\d+", path.stem)) or 0)
-
-
-def _scan_of(path: Path, scan_starts: Sequence[int]) -> int:
-    return max(bisect.bisect_right(scan_starts, _number(path)) - 1, 0)

@@ -43,10 +43,10 @@ class Source:
     - ``masked_images``: 8-bit images in ``folder``, masks of the same names in ``masks``. A running number in the file
       name orders them; ``scan_starts`` are the numbers at which a new scan begins.
     - ``healthy_series``: one DICOM series without any lesion: every mask is empty.
-    - ``labelled_series``: one DICOM series and a JSON list of ``{file, infected}`` in ``labels``. Slices labelled 0
+    - ``labelled_series``: one DICOM series and a JSON list of ``{file, label_key}`` in ``labels``. Slices labelled 0
       have an empty mask; a label of 1 does not say where the lesion is, and teaches through the slice loss alone.
     - ``labelled_images``: single 8-bit images of any size in the folders ``positive`` and ``negative``, labelled so.
-      Their publications are divided into ``folds`` parts, by name: see ``publications``.
+      Their publications are divided into ``folds`` parts, by name: see ``file_names``.
 
     ``weight`` is the source's share of the draws, relative to the other sources'. What is held out is never trained on,
     and a scan is never split: ``validation_scans`` (positions in ``scan_starts``, or [0] for a series) and
@@ -57,6 +57,7 @@ class Source:
     folder: str = ""
     masks: str = ""
     labels: str = ""
+    label_key: str = "infected"
     positive: str = ""
     negative: str = ""
     scan_starts: tuple[int, ...] = (0,)

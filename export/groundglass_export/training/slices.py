@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
-import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +15,9 @@ from PIL import Image, UnidentifiedImageError
 from pydicom.errors import InvalidDicomError
 
 from groundglass.errors import SettingError
-from groundglass_export.publications import fold_of, publication
+from groundglass_export.evaluation.truth import read_mask, read_slice_labels
+from groundglass_export.file_names import PICTURES, fold_of, publication, scan_of
 from groundglass_export.training.recipe import Source
-
-MASK_MIDPOINT = 128
-"""Mask images hold 0 and 255; an image format with losses may blur them."""
-
-
-_PICTURES: Final = frozenset({".png", ".jpg", ".jpeg"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +90,7 @@ def _series(source: Source, data_root: Path) -> list[list[TrainingSlice]]:
     slices = read_series_hu(data_root / source.folder)
     labels = dict.fromkeys(slices, False)
     if source.kind == "labelled_series":
-        labels = read_labels(data_root / source.labels)
+        labels = read_slice_labels(data_root / source.labels, source.label_key)
         if unknown := sorted(slices.keys() - labels.keys()):
             raise SettingError(f"{data_root / source.labels}: no label for {unknown[0]} of {source.folder}")
     return [[_labelled(name, source.folder, hu, labels[name], hounsfield=True) for name, hu in slices.items()]]
@@ -115,40 +107,24 @@ def _labelled_images(source: Source, data_root: Path) -> list[list[TrainingSlice
     folds: list[list[TrainingSlice]] = [[] for _ in range(source.folds)]
     for folder, positive in ((source.positive, True), (source.negative, False)):
         for path in sorted((data_root / folder).iterdir()):
-            if path.suffix.lower() not in _PICTURES:
+            if path.suffix.lower() not in PICTURES:
                 continue
             item = _labelled(path.name, publication(path.name), _read_grey(path), positive, hounsfield=False)
             folds[fold_of(item.scan, source.folds)].append(item)
     return folds
 
 
-def read_labels(path: Path) -> dict[str, bool]:
-    """Slice labels: file name -> infected. Raises SettingError when the file is no such list, or is empty."""
-    try:
-        labels = {str(row["file"]): bool(row["infected"]) for row in json.loads(path.read_text(encoding="utf-8"))}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SettingError(f"{path}: expected a JSON list of {{file, infected}}: {error!r}") from error
-    if not labels:
-        raise SettingError(f"{path}: the list of labels is empty")
-    return labels
-
-
 def _masked_images(source: Source, data_root: Path) -> list[list[TrainingSlice]]:
     scans: list[list[TrainingSlice]] = [[] for _ in source.scan_starts]
     empty = True
     for path in sorted((data_root / source.folder).glob("*.png")):
-        number = int("".join(re.findall(r"\d+", path.stem)) or 0)
-        scan = max(bisect.bisect_right(source.scan_starts, number) - 1, 0)
+        scan = scan_of(path, source.scan_starts)
         image = _read_grey(path)
-        mask = _read_grey(data_root / source.masks / path.name) >= MASK_MIDPOINT
-        if mask.shape != image.shape:
-            raise SettingError(f"{path}: image {image.shape}, but its mask is {mask.shape}; expected the same size")
+        mask = read_mask(data_root / source.masks / path.name, image.shape)
         empty = empty and not mask.any()
         scans[scan].append(TrainingSlice(path.name, f"{source.folder}#{scan}", image, mask, False))
     if any(scans) and empty:
-        raise SettingError(
-            f"{data_root / source.masks}: no mask holds a lesion pixel ({MASK_MIDPOINT} or more); expected 0 and 255"
-        )
+        raise SettingError(f"{data_root / source.masks}: no mask holds a lesion pixel")
     return scans
 
 
