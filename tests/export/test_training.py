@@ -19,7 +19,7 @@ from groundglass_export.file_names import fold_of
 from groundglass_export.network import XceptionEncoder
 from groundglass_export.training import loop
 from groundglass_export.training.augment import augmented, equalise, plain
-from groundglass_export.training.calibrate import THRESHOLDS, Scores, choose_calibration
+from groundglass_export.training.calibrate import THRESHOLDS, Scores, calibration_slices, choose_calibration
 from groundglass_export.training.imagenet import load_imagenet
 from groundglass_export.training.loop import Budget, train
 from groundglass_export.training.loss import bce, dice, slice_loss
@@ -370,6 +370,25 @@ def test_no_source_outvotes_another_in_calibration() -> None:
     easy = Scores(np.zeros((100, len(THRESHOLDS)), dtype=np.int64), np.zeros((100, len(THRESHOLDS))))
     hard = Scores(np.full(ones.shape, 350), ones)
     assert choose_calibration([positive], [easy, hard], outlined=1).min_lesion_pixels == 400
+
+
+def test_calibration_without_a_fit_rule_balances() -> None:
+    """Where no rule keeps both bounds, sensitivity and specificity keep the highest common one, here 0.75."""
+
+    def slices(*pixels: int) -> Scores:
+        counts = np.repeat(np.array(pixels)[:, None], len(THRESHOLDS), axis=1)
+        return Scores(counts, np.ones(counts.shape))
+
+    found = choose_calibration([slices(50, 330, 500, 900)], [slices(10, 90, 250, 1400)], outlined=1)
+    assert found.min_lesion_pixels == 320
+
+
+def test_healthy_series_calibrate_too(image_root: Path) -> None:
+    """Held-out slices and healthy series set the thresholds, other slices that were trained on do not."""
+    split = read_source(replace(SOURCE, validation_scans=(1,)), image_root)
+    healthy = replace(split, source=Source("healthy_series", "healthy"), validation=())
+    trained = replace(split, validation=())
+    assert calibration_slices([split, healthy, trained]) == (split.validation, healthy.training)
 
 
 def test_imagenet_weights_see_the_scaled_image(data_root: Path) -> None:

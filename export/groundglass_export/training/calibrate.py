@@ -18,7 +18,7 @@ from groundglass_export.network import LesionUnet
 from groundglass_export.training.augment import plain
 from groundglass_export.training.loss import dice
 from groundglass_export.training.precision import mixed_precision
-from groundglass_export.training.slices import TrainingSlice
+from groundglass_export.training.slices import Split, TrainingSlice
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 LESION_PIXELS = (20, 40, 80, 120, 160, 240, 320, 400, 480, 560, 640, 800, 1000, 1200, 1500)
@@ -63,6 +63,16 @@ def score(network: LesionUnet, slices: Sequence[TrainingSlice]) -> Scores:
     return Scores(np.array(pixels, dtype=np.int64), np.array(overlaps, dtype=np.float64))
 
 
+def calibration_slices(splits: Sequence[Split]) -> tuple[Sequence[TrainingSlice], ...]:
+    """What to calibrate on, source by source: slices held out for validation, and healthy series, trained on or not.
+
+    Without these, single images alone would say what a slice without lesion looks like, and series are what is served.
+    """
+    held_out = [split.validation for split in splits if split.validation]
+    healthy = [split.training for split in splits if split.source.kind == "healthy_series" and split.training]
+    return (*held_out, *healthy)
+
+
 def calibrated(network: LesionUnet, sources: Sequence[Sequence[TrainingSlice]]) -> Calibration | None:
     """:func:`choose_calibration` of a network on slices, source by source; None without slices of both kinds."""
     if len({item.positive for source in sources for item in source}) < 2:
@@ -87,8 +97,8 @@ def choose_calibration(
     ``positive`` and ``negative`` hold scores by source, and a source counts as much as another, however many its
     slices are; the first ``outlined`` of ``positive`` have a dice that means something. Fit is a rule that keeps both
     bounds. The strictest is taken since the negative slices may be easier than those to come, and a false slice costs a
-    run. When no rule is fit, the one with the best sum of sensitivity and specificity is taken. Raises SettingError
-    without slices of both kinds.
+    run. When no rule is fit, the one is taken under which the lower of sensitivity and specificity is highest. Raises
+    SettingError without slices of both kinds.
     """
     if not positive or not negative:
         raise SettingError("calibration needs slices with and slices without lesions")
@@ -98,5 +108,5 @@ def choose_calibration(
     hit = np.mean([(scores.lesion_pixels[:, column, None] >= rules).mean(axis=0) for scores in positive], axis=0)
     spared = np.mean([(scores.lesion_pixels[:, column, None] < rules).mean(axis=0) for scores in negative], axis=0)
     fit = rules[(hit >= sensitivity) & (spared >= specificity)]
-    best = fit.max() if fit.size else rules[(hit + spared).argmax()]
+    best = fit.max() if fit.size else rules[np.minimum(hit, spared).argmax()]
     return Calibration(THRESHOLDS[column], int(best))

@@ -25,7 +25,7 @@ from groundglass_export.calibration import Calibration
 from groundglass_export.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from groundglass_export.network import STRIDE, LesionUnet
 from groundglass_export.training.augment import augmented, plain
-from groundglass_export.training.calibrate import calibrated, validation_dice
+from groundglass_export.training.calibrate import calibrated, calibration_slices, validation_dice
 from groundglass_export.training.imagenet import load_imagenet
 from groundglass_export.training.loss import bce, bce_dice, logit_penalty, slice_loss
 from groundglass_export.training.precision import mixed_precision
@@ -149,17 +149,9 @@ def _plan(recipe: Recipe, data_root: Path, budget: Budget) -> Plan:
         budget=budget,
         splits=usable,
         held_out=tuple(item for split in splits for item in _outlined(split.validation))[:: recipe.validation_stride],
-        calibrating=_calibrating(splits),
+        calibrating=calibration_slices(splits),
         epoch_steps=math.ceil(slices / recipe.stages[-1].batch),
     )
-
-
-def _calibrating(splits: Sequence[Split]) -> tuple[Sequence[TrainingSlice], ...]:
-    """Held-out slices by source. Where none is free of lesions, those of healthy series stand in, though trained on."""
-    held_out = [split.validation for split in splits if split.validation]
-    if all(item.positive for source in held_out for item in source):
-        held_out += [split.training for split in splits if split.source.kind == "healthy_series"]
-    return tuple(held_out)
 
 
 def _outlined(slices: tuple[TrainingSlice, ...]) -> tuple[TrainingSlice, ...]:

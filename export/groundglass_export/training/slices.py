@@ -120,7 +120,7 @@ def _masked_images(source: Source, data_root: Path) -> list[list[TrainingSlice]]
     for path in sorted((data_root / source.folder).glob("*.png")):
         scan = scan_of(path, source.scan_starts)
         image = _read_grey(path)
-        mask = read_mask(data_root / source.masks / path.name, image.shape)
+        mask = read_mask(data_root / source.masks / path.name, (image.shape[0], image.shape[1]))
         empty = empty and not mask.any()
         scans[scan].append(TrainingSlice(path.name, f"{source.folder}#{scan}", image, mask, False))
     if any(scans) and empty:
