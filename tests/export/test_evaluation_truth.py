@@ -255,12 +255,13 @@ def test_a_data_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_the_ready_set_opens_on_the_real_data(data_root: Path) -> None:
-    """Its sources hold the slices that the data's description counts, and P001 its labelled run of 48."""
+    """Its sources hold the slices that the data's description counts, of single images those of three folds."""
     with opened_set(read_labelled_set(READY_SET), data_root, intake) as opened:
         counts = {item.source.name: [(len(scan.labels), sum(scan.labels)) for scan in item.scans] for item in opened}
     assert counts == {
         "lesion slices": [(35, 35), (90, 90), (56, 56)],
         "P001": [(148, 80)],
         "normal001": [(154, 0)],
-        "covid_ct_images": [(482, 237)],
+        "covid_ct_images": [(123, 56)],
+        "covid_ct_images, fold 2": [(54, 32)],
     }
