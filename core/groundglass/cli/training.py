@@ -23,7 +23,7 @@ def train(
         float | None, typer.Option(min=0.0, help="Stop after so long. Default: when the recipe's epochs are over.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many steps, on whatever machine: the same every time.")
+        int | None, typer.Option(min=1, help="Stop after so many steps, however fast the machine is.")
     ] = None,
     imagenet: Annotated[
         Path | None, typer.Option(help="Keras Xception weights as .npz for the encoder; random without it.")

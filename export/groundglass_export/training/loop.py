@@ -98,7 +98,7 @@ def train(
 ) -> Path:
     """Train, and return the path of the best checkpoint (``out/best.safetensors``; beside it ``last.safetensors``).
 
-    Both checkpoints are calibrated on what is held out for validation (see ``calibrate``). The network starts from
+    Both checkpoints are calibrated at the end (see ``calibrate.calibration_slices``). The network starts from
     the checkpoint ``start``, or with an encoder from ``imagenet``, or at random. Continues when ``out`` holds an
     interrupted training. ``device`` is torch's, by default the GPU where there is one. Every step's and validation's
     figures are appended to ``out/metrics.jsonl`` and given to ``report``.

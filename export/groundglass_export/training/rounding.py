@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-ACTIVATION_STEPS = 255
-"""Between the least and the largest value of a tensor, both over the whole batch; the range takes in zero."""
+from groundglass_export.int8_stats import STEPS
 
 WEIGHT_CODES = 90
 """The largest code of a filter's weights: between 127, and the 64 that two weights of equal size are left with where a
@@ -43,12 +42,12 @@ def rounded_weight(weight: Tensor) -> Tensor:
 
 
 def rounded_activation(values: Tensor) -> Tensor:
-    """Activations of any shape, rounded to :data:`ACTIVATION_STEPS` equal steps over their own range."""
+    """Activations of any shape, rounded to :data:`STEPS` equal steps over their range, which takes in zero."""
     least, largest = torch.aminmax(values.detach())
     least, largest = least.float().clamp(max=0.0), largest.float().clamp(min=0.0)
-    step = ((largest - least) / ACTIVATION_STEPS).clamp(min=_LEAST_STEP)
+    step = ((largest - least) / STEPS).clamp(min=_LEAST_STEP)
     zero = (-least / step).round().to(torch.int32)
-    return torch.fake_quantize_per_tensor_affine(values, step, zero, 0, ACTIVATION_STEPS)
+    return torch.fake_quantize_per_tensor_affine(values, step, zero, 0, STEPS)
 
 
 @contextmanager
