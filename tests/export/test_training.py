@@ -25,7 +25,7 @@ from groundglass_export.training.loop import Budget, train
 from groundglass_export.training.loss import bce, dice, slice_loss
 from groundglass_export.training.opacity import add_opacity, lungs
 from groundglass_export.training.recipe import Recipe, Source, Stage, read_recipe
-from groundglass_export.training.slices import TrainingSlice, read_series_hu, read_source
+from groundglass_export.training.slices import Split, TrainingSlice, read_series_hu, read_source
 
 RECIPES = Path(__file__).parents[2] / "export" / "recipes"
 SOURCE = Source("masked_images", "images", masks="masks", scan_starts=(0, 10))
@@ -386,9 +386,19 @@ def test_calibration_without_a_fit_rule_balances() -> None:
 def test_healthy_series_calibrate_too(image_root: Path) -> None:
     """Held-out slices and healthy series set the thresholds, other slices that were trained on do not."""
     split = read_source(replace(SOURCE, validation_scans=(1,)), image_root)
-    healthy = replace(split, source=Source("healthy_series", "healthy"), validation=())
+    clear = tuple(replace(item, mask=np.zeros(item.pixels.shape, dtype=np.bool_)) for item in split.training)
+    healthy = Split(Source("healthy_series", "healthy"), clear, ())
     trained = replace(split, validation=())
     assert calibration_slices([split, healthy, trained]) == (split.validation, healthy.training)
+
+
+def test_labelled_series_calibrate_by_their_slices_without_lesion(image_root: Path) -> None:
+    """Of a labelled series that was trained on, slices without lesion set the thresholds, those with one do not."""
+    split = read_source(SOURCE, image_root)
+    clear, *rest = split.training
+    clear = replace(clear, mask=np.zeros(clear.pixels.shape, dtype=np.bool_))
+    series = Split(Source("labelled_series", "series", labels="labels.json"), (clear, *rest), ())
+    assert calibration_slices([series]) == ((clear,),)
 
 
 def test_imagenet_weights_see_the_scaled_image(data_root: Path) -> None:

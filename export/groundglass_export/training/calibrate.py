@@ -64,13 +64,15 @@ def score(network: LesionUnet, slices: Sequence[TrainingSlice]) -> Scores:
 
 
 def calibration_slices(splits: Sequence[Split]) -> tuple[Sequence[TrainingSlice], ...]:
-    """What to calibrate on, source by source: slices held out for validation, and healthy series, trained on or not.
+    """What to calibrate on, source by source: slices held out for validation, and a series' slices without a lesion,
+    trained on or not.
 
     Without these, single images alone would say what a slice without lesion looks like, and series are what is served.
     """
     held_out = [split.validation for split in splits if split.validation]
-    healthy = [split.training for split in splits if split.source.kind == "healthy_series" and split.training]
-    return (*held_out, *healthy)
+    series = [split.training for split in splits if split.source.kind in ("healthy_series", "labelled_series")]
+    healthy = [tuple(item for item in training if not item.positive) for training in series]
+    return (*held_out, *(slices for slices in healthy if slices))
 
 
 def calibrated(network: LesionUnet, sources: Sequence[Sequence[TrainingSlice]]) -> Calibration | None:

@@ -124,10 +124,13 @@ def train(
             report(line)
 
         _steps(run, plan, out, tell)
+        by_step: dict[Any, Calibration | None] = {}  # the best network is often the last one
         for name in (BEST, LAST):
             checkpoint = load_checkpoint(out / name)
-            calibration = calibrated(checkpoint.network.to(run.device), plan.calibrating)
-            if calibration is not None:
+            step = checkpoint.training["steps"]
+            if step not in by_step:
+                by_step[step] = calibrated(checkpoint.network.to(run.device), plan.calibrating)
+            if (calibration := by_step[step]) is not None:
                 tell({"step": run.step, "checkpoint": name, "calibration": calibration.as_dict()})
                 save_checkpoint(out / name, replace(checkpoint, calibration=calibration))
     return out / BEST
