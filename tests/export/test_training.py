@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,19 @@ import torch
 from PIL import Image
 
 from groundglass.errors import CheckpointError, ModelError, SettingError
+from groundglass_export.calibration import Calibration
 from groundglass_export.checkpoint import load_checkpoint
 from groundglass_export.file_names import fold_of
-from groundglass_export.network import XceptionEncoder
+from groundglass_export.network import LesionUnet, XceptionEncoder
 from groundglass_export.training import loop
 from groundglass_export.training.augment import augmented, equalise, plain
-from groundglass_export.training.calibrate import THRESHOLDS, Scores, calibration_slices, choose_calibration
+from groundglass_export.training.calibrate import (
+    THRESHOLDS,
+    Scores,
+    calibrated,
+    calibration_slices,
+    choose_calibration,
+)
 from groundglass_export.training.imagenet import load_imagenet
 from groundglass_export.training.loop import Budget, train
 from groundglass_export.training.loss import bce, dice, slice_loss
@@ -145,6 +153,23 @@ def test_labels_alone_teach(labelled_root: Path, tmp_path: Path) -> None:
     best = train(recipe, labelled_root, tmp_path, Budget(steps=2), report=lines.append)
     assert all(line["loss"] > 0.0 for line in lines if "loss" in line)
     assert lines[-1]["calibration"] == load_checkpoint(best).calibration.as_dict()
+
+
+def test_a_best_network_that_is_the_last_is_calibrated_once(
+    labelled_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One look at the calibration slices serves both checkpoints when they hold the same weights."""
+    looks: list[int] = []
+
+    def look(network: LesionUnet, sources: Sequence[Sequence[TrainingSlice]]) -> Calibration | None:
+        looks.append(1)
+        return calibrated(network, sources)
+
+    monkeypatch.setattr(loop, "calibrated", look)
+    best = train(replace(RECIPE, sources=(SINGLES,), slice_loss=1.0), labelled_root, tmp_path, Budget(steps=1))
+    found = [load_checkpoint(path).calibration for path in (best, tmp_path / "last.safetensors")]
+    assert len(looks) == 1
+    assert found[0] == found[1]
 
 
 def test_labels_alone_need_a_slice_loss(labelled_root: Path, tmp_path: Path) -> None:

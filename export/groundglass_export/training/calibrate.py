@@ -20,7 +20,7 @@ from groundglass_export.training.loss import dice
 from groundglass_export.training.precision import mixed_precision
 from groundglass_export.training.slices import Split, TrainingSlice
 
-THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 LESION_PIXELS = (20, 40, 80, 120, 160, 240, 320, 400, 480, 560, 640, 800, 1000, 1200, 1500)
 
 
