@@ -18,7 +18,12 @@ from groundglass_export.evaluation.labelled_set import (
 from groundglass_export.training.recipe import Source, read_recipe
 
 EXPORT = Path(__file__).parents[2] / "export"
-RECIPES_OF = {"reference": ("reference", "images"), "fold_b": ("fold_b",), "fold_c": ("fold_c",)}
+RECIPES_OF = {
+    "reference": ("reference", "images"),
+    "fold_b": ("fold_b",),
+    "fold_b_images": ("fold_b", "fold_b_images"),
+    "fold_c": ("fold_c",),
+}
 """By labelled set: the recipes that trained what it is for, one after the other."""
 
 
