@@ -64,6 +64,21 @@ def test_gradients_pass_through_the_rounding() -> None:
     assert torch.equal(network(image), plain)
 
 
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 4, 5)])
+def test_the_gradient_of_a_rounded_activation_is_whole(shape: tuple[int, ...]) -> None:
+    """The least and the largest value have theirs too, however the zero point was rounded; layout doesn't matter."""
+    values = torch.linspace(-0.37, 1.61, torch.Size(shape).numel()).view(shape)
+    if values.dim() == 4:
+        assert torch.equal(
+            rounded_activation(values.contiguous(memory_format=torch.channels_last)), rounded_activation(values)
+        )
+    values.requires_grad_()
+    weight = torch.rand(shape)
+    (rounded_activation(values) * weight).sum().backward()
+    assert values.grad is not None
+    assert torch.equal(values.grad, weight)
+
+
 def test_the_first_and_the_last_convolution_stay_in_float() -> None:
     """As in the INT8 graph: with nothing between them, nothing is rounded."""
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,13 +42,26 @@ def rounded_weight(weight: Tensor) -> Tensor:
     return torch.fake_quantize_per_channel_affine(weight, steps, zeros, 0, -WEIGHT_CODES, WEIGHT_CODES)
 
 
+class _RoundedActivation(torch.autograd.Function):
+    """Gradients pass whole: the steps span the range, so none would be cut off, and no mask has to be kept."""
+
+    @staticmethod
+    def forward(_: Any, values: Tensor) -> Tensor:
+        dense = values.movedim(1, -1) if values.dim() == 4 else values  # aminmax copies channels_last otherwise
+        least, largest = torch.aminmax(dense)
+        least, largest = least.float().clamp(max=0.0), largest.float().clamp(min=0.0)
+        step = ((largest - least) / STEPS).clamp(min=_LEAST_STEP)
+        zero = (-least / step).round().to(torch.int32)
+        return torch.fake_quantize_per_tensor_affine(values, step, zero, 0, STEPS)
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
 def rounded_activation(values: Tensor) -> Tensor:
     """Activations of any shape, rounded to :data:`STEPS` equal steps over their range, which takes in zero."""
-    least, largest = torch.aminmax(values.detach())
-    least, largest = least.float().clamp(max=0.0), largest.float().clamp(min=0.0)
-    step = ((largest - least) / STEPS).clamp(min=_LEAST_STEP)
-    zero = (-least / step).round().to(torch.int32)
-    return torch.fake_quantize_per_tensor_affine(values, step, zero, 0, STEPS)
+    return cast("Tensor", _RoundedActivation.apply(values))  # type: ignore[no-untyped-call]
 
 
 @contextmanager
