@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gevent
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from groundglass_bench.load.arrivals import Arrivals
 from groundglass_bench.load.result import combine
 from groundglass_bench.load.samples import Record, read_record, write_record
 from groundglass_bench.load.settings import OPTIONS, arguments, format_slices, parse_load, parse_slices
+from groundglass_bench.load.sources import CUT_OFF, fate
 from groundglass_bench.load.studies import LESION_SLICES, Phantoms, SyntheticStudy, check_verdict
 from groundglass_client.session import ScanAnalysis, SessionSettings, analyse
 from groundglass_client.testing import InMemoryTransport
@@ -202,6 +204,27 @@ def test_an_option_that_is_no_number_is_refused(field: str, text: str, words: st
     given: dict[str, Any] = {option.field: option.default for option in OPTIONS}
     with pytest.raises(SettingError, match=words):
         parse_load({**given, field: text}, 1, 1.0)
+
+
+def test_a_study_that_is_killed_was_cut_off() -> None:
+    """However its session leaves what it waited for; what fails without a kill is named."""
+    fates: list[str] = []
+
+    def session(seconds: float) -> None:
+        try:
+            try:
+                gevent.sleep(seconds)
+            finally:
+                raise RuntimeError("released too many times")
+        except RuntimeError as failure:
+            fates.append(fate(failure))
+
+    session(0.0)
+    killed = gevent.spawn(session, 60.0)
+    gevent.sleep(0.0)
+    killed.kill()
+    assert fates == ["RuntimeError: released too many times", CUT_OFF]
+    assert fate(ServerError("a:1 said\nno")) == "a:1 said no"
 
 
 def test_a_server_that_isnt_there_ends_it_before_it_starts() -> None:

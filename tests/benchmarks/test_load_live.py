@@ -97,7 +97,7 @@ def test_a_wrong_verdict_is_a_failure(probe_server: EmbeddedTriton) -> None:
 def test_the_documented_command_line_works(probe_server: EmbeddedTriton, tmp_path: Path) -> None:
     """Headless, an open loop, cut off at its end: the process ends, and every study has its sample."""
     samples = tmp_path / "samples.json"
-    options = ("--loop", "open", "--rate", 20, "--slices", "16..64", "--run-time", "2s", "--samples", samples)
+    options = ("--loop", "open", "--rate", 8, "--slices", "16..64", "--run-time", "4s", "--samples", samples)
     done = locust("--host", probe_server.grpc_address, *options)
     assert "gRPC     study" in done.stderr + done.stdout
     assert "Traceback" not in done.stderr

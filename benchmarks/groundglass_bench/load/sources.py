@@ -89,12 +89,8 @@ class Sender:
         error: str | None = None
         try:
             self._analyse(slices, lambda count: answers.append((self.now_s(), count)))
-        except GroundglassError as failure:
-            error = _one_line(str(failure))
-        except GreenletExit:
-            error = CUT_OFF
-        except Exception as bug:  # one failed study must not end the load
-            error = _one_line(f"{type(bug).__name__}: {bug}")
+        except (Exception, GreenletExit) as failure:  # one failed study must not end the load
+            error = fate(failure)
         self._report(Sample(intended_s, started_s, self.now_s() - intended_s, slices, error, tuple(answers)))
         return error is None
 
@@ -217,5 +213,15 @@ def make_source(
     return OpenSource(sender, arrivals, max(1, load.max_in_flight // load.users))
 
 
-def _one_line(text: str) -> str:
+def fate(failure: BaseException) -> str:
+    """One line on what became of a study.
+
+    A kill may come in the middle of waiting for a lock, and leaving it then fails: that study was cut off too.
+    """
+    cause: BaseException | None = failure
+    while cause is not None:
+        if isinstance(cause, GreenletExit):
+            return CUT_OFF
+        cause = cause.__context__
+    text = str(failure) if isinstance(failure, GroundglassError) else f"{type(failure).__name__}: {failure}"
     return " ".join(text.split())
