@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= out
 STUDY ?=
 BENCH ?=
+WORKERS ?= 2
 
 .PHONY: demo test lint serve bench clean
 
@@ -18,7 +19,7 @@ else
 endif
 
 test: $(VENV)/.dev $(VENV)/.debian lint  ## static checks and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

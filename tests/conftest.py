@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,11 +13,13 @@ import psutil
 import pytest
 
 from groundglass_ensemble.embedded import EmbeddedTriton, ServeSettings
-from groundglass_ensemble.keeper import SHARED_MEMORY
+from own_memory import regions
 from probe_network import build_repository
 
 PROJECT = Path(__file__).parents[1]
 _SHARED_SERVER = pytest.StashKey[EmbeddedTriton]()
+_OTHERS_TIDY_UP_S = 10.0
+"""A server that another test worker killed leaves regions that no process maps, until its keeper has removed them."""
 
 
 @pytest.fixture(scope="session")
@@ -59,27 +62,20 @@ def _no_leaks(pytestconfig: pytest.Config) -> Iterator[None]:
     before = _leavings()
     yield
     shared = pytestconfig.stash.get(_SHARED_SERVER, None)
-    left = {what for what in _leavings() - before if shared is None or not what.startswith(shared.shm_prefix)}
-    left = (left - _others(left)) & _leavings()  # looked at again: others end meanwhile
-    assert not left, f"left behind: {sorted(left)}"
 
+    def left() -> set[str]:
+        return {what for what in _leavings() - before if shared is None or not what.startswith(shared.shm_prefix)}
 
-def _others(names: set[str]) -> set[str]:
-    """Those that a process maps which is none of ours: other servers and clients of this machine."""
-    if not names:
-        return names
-    ours = {child.pid for child in psutil.Process().children(recursive=True)} | {os.getpid()}
-    maps = []
-    for process in psutil.process_iter():
-        if process.pid not in ours:
-            with suppress(OSError):
-                maps.append(Path(f"/proc/{process.pid}/maps").read_text())
-    return {name for name in names if any(name in text for text in maps)}
+    remaining, deadline = left(), time.monotonic() + _OTHERS_TIDY_UP_S
+    while remaining and time.monotonic() < deadline:
+        time.sleep(0.2)
+        remaining &= left()
+    assert not remaining, f"left behind: {sorted(remaining)}"
 
 
 def _leavings() -> set[str]:
     """Shared memory of embedded servers, and every process whose command line names such memory."""
-    found = {region.name for region in SHARED_MEMORY.glob("groundglass_*")}
+    found = regions("groundglass_")
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             words = (word.rpartition("shm-region-prefix-name=")[2] for word in child.cmdline())

@@ -11,13 +11,9 @@ import pytest
 
 from groundglass_client import buffers as module
 from groundglass_client.buffers import MASK_BYTES, PREFIX, SHARED_MEMORY, Buffer, Buffers, remove_abandoned
+from own_memory import regions
 
 SIZE = 3 * (16 * 16 * 2 + MASK_BYTES)
-
-
-def regions() -> set[str]:
-    """Names of the client's regions that exist now."""
-    return {path.name for path in SHARED_MEMORY.glob(f"{PREFIX}*")}
 
 
 def test_pixels_and_masks_of_a_buffer_do_not_overlap() -> None:
@@ -45,27 +41,27 @@ def test_an_answered_buffer_is_used_again(shared: bool) -> None:
 
 def test_an_unanswered_buffer_is_never_used_again() -> None:
     """A server may still write to it: another region takes its place, and its file is gone at once."""
-    before = regions()
+    before = regions(PREFIX)
     pool = Buffers(shared=True)
     lost = pool.take(SIZE)
     pool.give_back(lost, answered=False)
-    assert regions() == before
+    assert regions(PREFIX) == before
     again = pool.take(SIZE)
     again.memory[:] = 5
     assert again.memory.ctypes.data != lost.memory.ctypes.data
     pool.close()
-    assert regions() == before
+    assert regions(PREFIX) == before
 
 
 def test_buffers_of_another_size_do_not_pile_up() -> None:
     """A study of another chunk size takes new regions, and those of the study before go."""
-    before = regions()
+    before = regions(PREFIX)
     pool = Buffers(shared=True)
     pool.give_back(pool.take(SIZE), answered=True)
     pool.take(2 * SIZE)
-    assert len(regions() - before) == 1
+    assert len(regions(PREFIX) - before) == 1
     pool.close()
-    assert regions() == before
+    assert regions(PREFIX) == before
 
 
 def test_a_region_is_asked_back_until_its_servers_have_let_go() -> None:
@@ -97,7 +93,7 @@ def test_too_many_condemned_regions_send_chunks_as_bytes(monkeypatch: pytest.Mon
 
 def test_a_full_shared_memory_is_no_end(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Where /dev/shm has no room, memory of this process serves, and the log says so once."""
-    before = regions()
+    before = regions(PREFIX)
 
     def full(descriptor: int, offset: int, size: int) -> None:
         raise OSError(28, "No space left on device")
@@ -107,7 +103,7 @@ def test_a_full_shared_memory_is_no_end(monkeypatch: pytest.MonkeyPatch, caplog:
     assert [pool.take(SIZE).region for _ in range(3)] == [None, None, None]
     assert caplog.text.count("No space left on device") == 1
     assert "shm_size" in caplog.text
-    assert regions() == before
+    assert regions(PREFIX) == before
 
 
 def test_what_a_killed_process_left_goes_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,11 +121,11 @@ time.sleep(60)
         processes[0].send_signal(signal.SIGKILL)
         processes[0].wait()
         remove_abandoned()
-        assert set(names) <= regions()  # too young to be judged
+        assert set(names) <= regions(PREFIX)  # too young to be judged
         monkeypatch.setattr(module, "_ABANDONED_S", -1.0)
         remove_abandoned()
-        assert names[0] not in regions()
-        assert names[1] in regions()
+        assert names[0] not in regions(PREFIX)
+        assert names[1] in regions(PREFIX)
     finally:
         for process in processes:
             process.kill()

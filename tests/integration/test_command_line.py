@@ -18,7 +18,7 @@ from PIL import Image
 
 from command import assert_one_clear_line, groundglass
 from groundglass_ensemble.embedded import EmbeddedTriton
-from groundglass_ensemble.keeper import SHARED_MEMORY
+from own_memory import regions
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "report.schema.json").read_text())
 PNG_SIGNATURE = b"\x89PNG"
@@ -130,7 +130,7 @@ def test_serve_stops_in_order_and_leaves_nothing(probe_repository: Path, number:
     """Ctrl-C and a plain kill end `serve` with no process and no shared memory left."""
     command = [sys.executable, "-m", "groundglass", "serve", "--repository", str(probe_repository)]
     ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
-    before = set(SHARED_MEMORY.iterdir())
+    before = regions("")
     # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start with them.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen([*command, *ports], stdout=subprocess.PIPE, text=True, preexec_fn=heed)
@@ -145,7 +145,7 @@ def test_serve_stops_in_order_and_leaves_nothing(probe_repository: Path, number:
     while any(child.is_running() for child in family) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not [child for child in family if child.is_running()]
-    assert set(SHARED_MEMORY.iterdir()) <= before
+    assert regions("") <= before
 
 
 @pytest.mark.triton

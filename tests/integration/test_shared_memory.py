@@ -25,6 +25,7 @@ from groundglass_client.phantom import PhantomSettings, write_phantom
 from groundglass_client.session import SessionSettings, analyse
 from groundglass_client.transport import GrpcTransport
 from groundglass_ensemble.embedded import EmbeddedTriton, ServeSettings
+from own_memory import regions
 
 pytestmark = pytest.mark.triton
 
@@ -45,11 +46,6 @@ def registered(address: str) -> list[str]:
         return [name for name in client.get_system_shared_memory_status().regions if name.startswith(PREFIX)]
 
 
-def left_behind() -> set[str]:
-    """Regions that exist now."""
-    return {path.name for path in SHARED_MEMORY.glob(f"{PREFIX}*")}
-
-
 @pytest.fixture
 def study() -> Study:
     """Sixty small slices."""
@@ -67,7 +63,7 @@ def server(probe_repository: Path) -> Iterator[EmbeddedTriton]:
 def test_shared_memory_and_bytes_give_the_same(probe_server: EmbeddedTriton, study: Study, masks: bool) -> None:
     """Every lesion pixel, verdict and mask is the same both ways; regions are known meanwhile and gone afterwards."""
     address, known, found = probe_server.grpc_address, [], []
-    before = left_behind()
+    before = regions(PREFIX)
     for shared in (True, False):
         with connect(address, shared_memory=shared) as transport:
             analysis = analyse(
@@ -79,7 +75,7 @@ def test_shared_memory_and_bytes_give_the_same(probe_server: EmbeddedTriton, stu
             )
         found.append(analysis)
         assert registered(address) == []
-        assert left_behind() <= before
+        assert regions(PREFIX) <= before
     first, second = found
     assert max(known[: len(known) // 2]) > 0
     assert known[len(known) // 2 :] == [0] * (len(known) // 2)
@@ -132,7 +128,7 @@ def test_a_restarted_server_registers_anew(server: EmbeddedTriton, probe_reposit
         elif again:
             known_after.append(len(registered(address)))
 
-    before = left_behind()
+    before = regions(PREFIX)
     try:
         with connect(address) as transport:
             report = analyse(study, transport, decode, SMALL, on_slices).report
@@ -142,7 +138,7 @@ def test_a_restarted_server_registers_anew(server: EmbeddedTriton, probe_reposit
             restarted.stop()
     assert report.longest_run == 21
     assert max(known_after) > 0
-    assert left_behind() <= before
+    assert regions(PREFIX) <= before
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "kill"])
@@ -151,7 +147,7 @@ def test_an_interrupted_client_leaves_nothing(
 ) -> None:
     """Ctrl-C and a plain kill in the middle of a study take back every region, here and at the server."""
     write_phantom(PhantomSettings(slices=4), tmp_path / "study")
-    before = left_behind()
+    before = regions(PREFIX)
     program = f"""
 import sys
 from pathlib import Path
@@ -183,7 +179,7 @@ cli.main()
     assert client.returncode == 130
     assert "Traceback" not in errors
     assert registered(probe_server.grpc_address) == []
-    assert left_behind() <= before
+    assert regions(PREFIX) <= before
 
 
 def test_the_next_client_tidies_up_after_a_killed_one(
@@ -213,7 +209,7 @@ with connect({server.grpc_address!r}) as transport:
     with connect(server.grpc_address) as transport:
         analyse(study, transport, decode, SMALL)
     assert registered(server.grpc_address) == []
-    assert abandoned[0] not in left_behind()
+    assert abandoned[0] not in regions(PREFIX)
 
 
 def test_two_servers_share_a_study_in_shared_memory(
