@@ -20,6 +20,7 @@ from groundglass_export.training.recipe import Source, read_recipe
 EXPORT = Path(__file__).parents[2] / "export"
 RECIPES_OF = {
     "reference": ("reference", "images"),
+    "fold_a": ("fold_a",),
     "fold_b": ("fold_b",),
     "fold_b_images": ("fold_b", "fold_b_images"),
     "fold_c": ("fold_c",),
